@@ -1,0 +1,52 @@
+"""Every error that protembed raises on purpose.
+
+    ProtembedError            base: a message, and a hint that says what to do
+    ├── InputError            a sequence file or record is not what it should be
+    ├── UsageError            options that contradict each other, a bad configuration
+    ├── ModelError            a checkpoint is missing, damaged or of an unknown kind
+    ├── OutputError           the output exists, is incomplete or cannot be written
+    ├── DependencyError       an optional package is not installed
+    ├── TrainingError         a training run cannot start or go on
+    └── OutOfMemoryError      a batch does not fit; the caller splits it
+"""
+
+
+class ProtembedError(Exception):
+    """Carry a message for people and a hint that says what to do next.
+
+    >>> error = ProtembedError("a.fasta: no records", hint="Is it the right file?")
+    >>> error.hint
+    'Is it the right file?'
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InputError(ProtembedError):
+    """A sequence file or one of its records is not what it should be."""
+
+
+class UsageError(ProtembedError):
+    """Options contradict each other, or a value makes no sense."""
+
+
+class ModelError(ProtembedError):
+    """A checkpoint is missing, damaged, or of a kind that is not known."""
+
+
+class OutputError(ProtembedError):
+    """The output exists already, is incomplete, or cannot be written."""
+
+
+class DependencyError(ProtembedError):
+    """An optional package is needed and not installed."""
+
+
+class TrainingError(ProtembedError):
+    """A training run cannot start or go on."""
+
+
+class OutOfMemoryError(ProtembedError):
+    """A batch does not fit into the memory of the device."""

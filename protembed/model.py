@@ -1,0 +1,75 @@
+"""ProteinModel: the encoder and its heads, from tokens to named outputs."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from protembed.card import ModelCard
+from protembed.encoder import Encoder
+from protembed.errors import ModelError
+from protembed.heads import MaskedLanguageModelHead
+from protembed.layout import Layout, Packed
+
+
+class ProteinModel(nn.Module):
+    """An encoder with a masked-language-model head, as one model card describes it."""
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__()
+        self.card = card
+        self.encoder = Encoder(card.encoder)
+        self.mlm_head = MaskedLanguageModelHead(card.encoder, card.mlm_head) if card.mlm_head else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score the vocabulary from last hidden states; (..., D) -> (..., vocab_size)."""
+        if self.mlm_head is None:
+            raise ModelError(
+                f"{self.card.name} has no masked-language-model head",
+                hint="The file holds an encoder only; logits need a checkpoint that was saved with its head.",
+            )
+        scores: Tensor = self.mlm_head(hidden, self.encoder.embedding.weight)
+        return scores
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Return the last hidden states; (...) -> (..., D)."""
+        last = self.card.encoder.n_layers
+        hidden: dict[int, Tensor] = self.encoder(tokens, layout, {last})
+        return hidden[last]
+
+    def outputs(self, tokens: Tensor, layout: Packed, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], Tensor]:
+        """Compute the outputs asked for, each named by (kind, layer) with the layer from 0 to n_layers.
+
+        Kinds: `residues` (T, D) with the special tokens still in; `mean`, `max`, `cls` (N, D), float32, special tokens left out of mean and max;
+        `logits` (T, 20) over the standard residues, from the last layer whatever is named.
+        """
+        last = self.card.encoder.n_layers
+        layers = {last if kind == "logits" else layer for kind, layer in wanted}
+        hidden = self.encoder(tokens, layout, layers)
+        return {name: self._output(name[0], hidden[last if name[0] == "logits" else name[1]], layout) for name in wanted}
+
+    def _output(self, kind: str, hidden: Tensor, layout: Packed) -> Tensor:
+        alphabet = self.card.alphabet
+        match kind:
+            case "residues":
+                return hidden
+            case "logits":
+                return self.logits(hidden)[:, torch.from_numpy(alphabet.standard_ids).to(hidden.device)].float()
+            case "cls":
+                return hidden[layout.offsets[:-1].long()].float()
+            case "mean" | "max":
+                return layout.pool(hidden, "mean" if kind == "mean" else "max", prefix=alphabet.prefix, suffix=alphabet.suffix)
+            case _:
+                raise ModelError(f"unknown output {kind!r}", hint="Known: residues, mean, max, cls, logits.")
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw fresh weights: N(0, 0.02), biases 0, gains 1, residual outputs scaled by 1 / sqrt(2 n_layers) (GPT-2)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+                continue
+            deep = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+            scale = 0.02 / (2 * self.card.encoder.n_layers) ** 0.5 if deep else 0.02
+            parameter.copy_(torch.empty(parameter.shape).normal_(0, scale, generator=generator))

@@ -1,0 +1,1 @@
+"""Training: data, masking, optimisation and the loop."""

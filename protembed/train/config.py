@@ -1,0 +1,136 @@
+"""What a pretraining run is told: a TOML file, and `--set section.key=value` on top."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from protembed.errors import UsageError
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """Shape of the encoder, as in card.EncoderConfig."""
+
+    name: str
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ff: int
+    position: Literal["rotary", "learned"] = "rotary"
+    max_length: int | None = None
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Where the proteins are, and how they become batches.
+
+    `max_residues`: longer proteins give a random window of this length, another one each epoch.
+    """
+
+    train: tuple[str, ...]
+    valid: tuple[str, ...]
+    cache: str
+    max_residues: int = 1022
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSection:
+    """The masked-language-model objective: share of residues chosen, and what becomes of them (the rest is kept)."""
+
+    rate: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSection:
+    """The optimisation. `batch_tokens` go through the model at once, `accumulate` of them make a step."""
+
+    out: str
+    steps: int
+    batch_tokens: int = 4096
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 500
+    decay: Literal["cosine", "linear"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    threads: int = 0
+    seed: int = 0
+    log_every: int = 20
+    evaluate_every: int = 500
+    evaluate_proteins: int = 200
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """All of a pretraining run."""
+
+    model: ModelSection
+    data: DataSection
+    train: TrainSection
+    mask: MaskSection = field(default_factory=MaskSection)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
+    """Read a TOML file and apply overrides of the form `train.steps=100` (values are TOML; bare words are strings).
+
+    Raises UsageError naming the file, section and key.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})", hint="Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error})") from error
+    for override in overrides:
+        _apply(values, override)
+    known = {f.name: f for f in fields(PretrainConfig)}
+    _refuse_unknown(values, known, str(path))
+    sections: dict[str, Any] = {}
+    for name, kind in {"model": ModelSection, "data": DataSection, "mask": MaskSection, "train": TrainSection}.items():
+        sections[name] = _section(kind, values.get(name, {}), f"{path}, section [{name}]")
+    return PretrainConfig(**sections)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise UsageError(f"--set {override}: not of the form section.key=value", hint="Example: --set train.steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    values.setdefault(section, {})[name] = value
+
+
+def _section(kind: type[Section], values: Mapping[str, Any], place: str) -> Section:
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    _refuse_unknown(values, known, place)
+    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise UsageError(f"{place}: {missing[0]} is missing")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], place: str) -> None:
+    if unknown := sorted(set(values) - set(known)):
+        raise UsageError(f"{place}: unknown key {unknown[0]!r}", hint=f"Known: {', '.join(known)}.")
