@@ -7,6 +7,9 @@ from typing import Any, Literal
 from protembed.alphabet import Alphabet
 from protembed.errors import ModelError
 
+DEFAULT_MODEL = "protembed-3m"
+"""The bundled model that is used when none is named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -76,12 +79,16 @@ class ModelCard:
     """Name, configuration, alphabet and origin of one model.
 
     `sha256` is the digest of the weights (see `checkpoint.digest`), empty while they are in training.
+    `contact_head`: contacts are a regression over all attention maps (ESM). `pooler`: how the first token becomes
+    the vector of the protein: through a dense layer and tanh (BERT), or as it is; None when training made none.
     """
 
     name: str
     encoder: EncoderConfig
     alphabet: Alphabet
     mlm_head: MlmHeadConfig | None = None
+    contact_head: bool = False
+    pooler: Literal["dense", "first"] | None = None
     license: str = ""
     source: str = ""
     sha256: str = ""

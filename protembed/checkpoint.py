@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,9 +26,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the sha256 of named tensors: of every name, type, shape and its bytes, in order of name."""
     state = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        state.update(tensor.view(torch.uint8).numpy() if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy())
+        _feed(state, name, tensors[name])
     return state.hexdigest()
 
 
@@ -57,6 +57,12 @@ def read_card(path: Path) -> ModelCard:
     return ModelCard.from_dict(values)
 
 
+def count_parameters(path: Path) -> int:
+    """Return the number of weights in a checkpoint, from its header."""
+    with safe_open(path, framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
 def load(path: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> ProteinModel:
     """Load a native checkpoint, in its own dtype unless one is given, and check it against its digest.
 
@@ -70,8 +76,7 @@ def load(path: Path, *, device: torch.device, dtype: torch.dtype | None = None) 
     with safe_open(path, framework="pt") as file:
         for name in sorted(file.keys()):
             tensor = file.get_tensor(name)
-            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            state.update(tensor.contiguous().view(torch.uint8).numpy())
+            _feed(state, name, tensor)
             tensors[name] = tensor.to(device, dtype or tensor.dtype)
     if state.hexdigest() != card.sha256:
         raise ModelError(f"{path}: the weights do not match their checksum", hint="The file is damaged: copy it again.")
@@ -94,6 +99,12 @@ def fill(model: ProteinModel, tensors: Mapping[str, Tensor], *, place: str) -> N
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(False)
     model.eval()
+
+
+def _feed(state: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    data: Any = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+    state.update(data)
 
 
 def _metadata(path: Path) -> dict[str, str]:

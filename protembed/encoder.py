@@ -61,7 +61,8 @@ class Attention(nn.Module):
         else:
             q, k = rotate(qkv[..., : 2 * self.n_heads, :], *turn).chunk(2, dim=-2)
             v = qkv[..., 2 * self.n_heads :, :]
-        return self.out(layout.attend(q, k, v).flatten(-2))  # (..., D)
+        mixed: Tensor = self.out(layout.attend(q, k, v).flatten(-2))  # (..., D)
+        return mixed
 
 
 class FeedForward(nn.Module):
@@ -78,8 +79,11 @@ class FeedForward(nn.Module):
         x = self.up(x)  # (..., F), or (..., 2F) with SwiGLU
         if self.activation == "swiglu":
             gate, value = x.chunk(2, dim=-1)
-            return self.down(functional.silu(gate) * value)
-        return self.down(functional.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+            x = functional.silu(gate) * value  # (..., F)
+        else:
+            x = functional.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        narrow: Tensor = self.down(x)  # (..., D)
+        return narrow
 
 
 class Block(nn.Module):
@@ -96,9 +100,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layout: Layout, turn: tuple[Tensor, Tensor] | None) -> Tensor:
         if self.post_norm:
             x = self.attention_norm(x + self.attention(x, layout, turn))
-            return self.feed_forward_norm(x + self.feed_forward(x))
-        x = x + self.attention(self.attention_norm(x), layout, turn)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+            x = self.feed_forward_norm(x + self.feed_forward(x))
+        else:
+            x = x + self.attention(self.attention_norm(x), layout, turn)
+            x = x + self.feed_forward(self.feed_forward_norm(x))
+        return x
 
 
 class Encoder(nn.Module):
@@ -139,7 +145,7 @@ class Encoder(nn.Module):
 
     def embed(self, tokens: Tensor, layout: Layout) -> Tensor:
         """Look the tokens up: token dropout's scale, learned positions and the norm included; (..., D)."""
-        x = self.embedding(tokens)
+        x: Tensor = self.embedding(tokens)
         if self.config.token_dropout:
             # ESM: mask tokens are zero, the rest is scaled to the share of masks seen in training.
             masked = tokens == self.config.mask_id
@@ -147,4 +153,6 @@ class Encoder(nn.Module):
             x = x.masked_fill(masked.unsqueeze(-1), 0) * scale.to(x.dtype)
         if self.positions is not None:
             x = x + self.positions(layout.positions)
-        return x if self.embed_norm is None else self.embed_norm(x)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        return x

@@ -1,13 +1,13 @@
 """Every error that protembed raises on purpose.
 
-    ProtembedError            base: a message, and a hint that says what to do
-    ├── InputError            a sequence file or record is not what it should be
-    ├── UsageError            options that contradict each other, a bad configuration
-    ├── ModelError            a checkpoint is missing, damaged or of an unknown kind
-    ├── OutputError           the output exists, is incomplete or cannot be written
-    ├── DependencyError       an optional package is not installed
-    ├── TrainingError         a training run cannot start or go on
-    └── OutOfMemoryError      a batch does not fit; the caller splits it
+ProtembedError            base: a message, and a hint that says what to do
+├── InputError            a sequence file or record is not what it should be
+├── UsageError            options that contradict each other, a bad configuration
+├── ModelError            a checkpoint is missing, damaged or of an unknown kind
+├── OutputError           the output exists, is incomplete or cannot be written
+├── DependencyError       an optional package is not installed
+├── TrainingError         a training run cannot start or go on
+└── OutOfMemoryError      a batch does not fit; the caller splits it
 """
 
 

@@ -1,10 +1,13 @@
 """Heads: small modules that read the encoder's hidden states."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from protembed.card import EncoderConfig, MlmHeadConfig
+from protembed.layout import Packed
 
 
 class MaskedLanguageModelHead(nn.Module):
@@ -23,3 +26,54 @@ class MaskedLanguageModelHead(nn.Module):
         if self.dense is not None and self.norm is not None:
             x = self.norm(functional.gelu(self.dense(x)))
         return functional.linear(x, embedding if self.weight is None else self.weight, self.bias)
+
+
+class Pooler(nn.Module):
+    """Turn the first token's last hidden state into the vector of the protein, as BERT does: (N, D) -> (N, D)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.dense(x))
+
+
+class ContactHead(nn.Module):
+    """Logistic regression over the attention maps of all layers and heads (Rao et al. 2020, bioRxiv 2020.12.15.422761)."""
+
+    def __init__(self, encoder: EncoderConfig) -> None:
+        super().__init__()
+        self.n_heads = encoder.n_heads
+        self.regression = nn.Linear(encoder.n_layers * encoder.n_heads, 1)
+
+    def score(self, probabilities: Tensor, layer: int) -> Tensor:
+        """Return one layer's part of the logits; (H, L, L) -> (L, L), `layer` from 0.
+
+        Each map is made symmetric, and its average product is taken off (APC, Dunn et al. 2008).
+        """
+        maps = probabilities.float()
+        maps = maps + maps.transpose(-1, -2)
+        rows = maps.sum(dim=-1, keepdim=True)  # (H, L, 1)
+        maps = maps - rows * rows.transpose(-1, -2) / rows.sum(dim=-2, keepdim=True)
+        weight = self.regression.weight[0].float().unflatten(0, (-1, self.n_heads))[layer]  # (H,)
+        return torch.einsum("h,hij->ij", weight, maps)
+
+    def forward(self, scores: Sequence[Tensor]) -> Tensor:
+        """Return the probabilities of contact from the parts of all layers; (L, L)."""
+        return torch.stack(tuple(scores)).sum(dim=0).add(self.regression.bias.float()).sigmoid()
+
+
+class Observed(Packed):
+    """One sequence whose attention maps are shown to `observe`, layer by layer: (H, L, L), softmax taken."""
+
+    def __init__(self, length: int, observe: Callable[[Tensor], None], device: torch.device | str = "cpu") -> None:
+        super().__init__([length], device)
+        self.observe = observe
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (H, L, K)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (H, L, L)
+        probabilities = scores.float().softmax(dim=-1)
+        self.observe(probabilities)
+        return (probabilities.to(v.dtype) @ v).transpose(0, 1)  # (L, H, K)

@@ -10,12 +10,8 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # a torch built without it
-    varlen_attn = None
 
 
 class Layout(Protocol):
@@ -37,7 +33,8 @@ class Layout(Protocol):
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention as two matrix products; q, k, v and the result are (1, H, L, K)."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (1, H, L, L)
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    attended: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
+    return attended
 
 
 class Packed:
@@ -57,7 +54,7 @@ class Packed:
         self.positions = torch.arange(len(starts), device=device) - starts  # (T,)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if varlen_attn is not None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
             return self._attend_fused(q, k, v)
         return self._attend_each(q, k, v)
 
@@ -69,7 +66,7 @@ class Packed:
 
     def _attend_each(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One call a sequence: on a CPU as fast as any other way, and without a mask."""
-        parts = zip(*(x.transpose(0, 1).unsqueeze(0).split(self.sizes, dim=2) for x in (q, k, v)), strict=True)
+        parts = zip(*(torch.split(x.transpose(0, 1).unsqueeze(0), self.sizes, dim=2) for x in (q, k, v)), strict=True)
         # The CPU flash kernel's backward in bfloat16 takes twice the time of plain matrix products (torch 2.13).
         plain = q.requires_grad and q.dtype == torch.bfloat16 and not q.is_cuda
         attend = _plain_attention if plain else scaled_dot_product_attention
@@ -80,9 +77,7 @@ class Packed:
         counts = torch.segment_reduce(flags.float(), "sum", lengths=self.lengths)  # (N,)
         return (counts / self.lengths).repeat_interleave(self.lengths).unsqueeze(-1)  # (T, 1)
 
-    def pool(
-        self, x: Tensor, reduce: Literal["mean", "max"], *, prefix: int, suffix: int
-    ) -> Tensor:
+    def pool(self, x: Tensor, reduce: Literal["mean", "max"], *, prefix: int, suffix: int) -> Tensor:
         """Reduce each sequence over its residues, special tokens left out, in float32; (T, D) -> (N, D)."""
         ends = (self.lengths - suffix).repeat_interleave(self.lengths)
         residues = (self.positions >= prefix) & (self.positions < ends)

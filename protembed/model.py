@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from protembed.card import ModelCard
 from protembed.encoder import Encoder
 from protembed.errors import ModelError
-from protembed.heads import MaskedLanguageModelHead
+from protembed.heads import ContactHead, MaskedLanguageModelHead, Observed, Pooler
 from protembed.layout import Layout, Packed
+
+_FROM_LAST = ("logits", "pooled")  # outputs that exist for the last layer alone
 
 
 class ProteinModel(nn.Module):
@@ -20,6 +22,8 @@ class ProteinModel(nn.Module):
         self.card = card
         self.encoder = Encoder(card.encoder)
         self.mlm_head = MaskedLanguageModelHead(card.encoder, card.mlm_head) if card.mlm_head else None
+        self.pooler = Pooler(card.encoder.d_model) if card.pooler == "dense" else None
+        self.contact_head = ContactHead(card.encoder) if card.contact_head else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary from last hidden states; (..., D) -> (..., vocab_size)."""
@@ -31,22 +35,48 @@ class ProteinModel(nn.Module):
         scores: Tensor = self.mlm_head(hidden, self.encoder.embedding.weight)
         return scores
 
+    def contacts(self, tokens: Tensor) -> Tensor:
+        """Return the probability of contact of every two residues of one protein; (L + specials,) -> (L, L)."""
+        head, alphabet = self.contact_head, self.card.alphabet
+        if head is None:
+            raise ModelError(f"{self.card.name} has no contact head")
+        residues = slice(alphabet.prefix, len(tokens) - alphabet.suffix)
+        scores: list[Tensor] = []
+
+        def observe(probabilities: Tensor) -> None:
+            scores.append(head.score(probabilities[:, residues, residues], len(scores)))
+
+        self(tokens, Observed(len(tokens), observe, tokens.device))
+        contacts: Tensor = head(scores)
+        return contacts
+
+    def pooled(self, hidden: Tensor, layout: Packed) -> Tensor:
+        """Return the vector of every protein that the model was trained to make; last hidden states (T, D) -> (N, D)."""
+        if self.card.pooler is None:
+            raise ModelError(f"{self.card.name} has no pooler", hint="Known: mean, max, cls.")
+        first = hidden[layout.offsets[:-1].long()]
+        vectors: Tensor = first if self.pooler is None else self.pooler(first)
+        return vectors
+
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         """Return the last hidden states; (...) -> (..., D)."""
         last = self.card.encoder.n_layers
         hidden: dict[int, Tensor] = self.encoder(tokens, layout, {last})
         return hidden[last]
 
-    def outputs(self, tokens: Tensor, layout: Packed, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], Tensor]:
+    def outputs(
+        self, tokens: Tensor, layout: Packed, wanted: Collection[tuple[str, int]]
+    ) -> dict[tuple[str, int], Tensor]:
         """Compute the outputs asked for, each named by (kind, layer) with the layer from 0 to n_layers.
 
-        Kinds: `residues` (T, D) with the special tokens still in; `mean`, `max`, `cls` (N, D), float32, special tokens left out of mean and max;
-        `logits` (T, 20) over the standard residues, from the last layer whatever is named.
+        Kinds: `residues` (T, D) with the special tokens still in; `mean`, `max`, `cls` (N, D), float32, special tokens
+        left out of mean and max; `logits` (T, 20) over the standard residues and `pooled` (N, D), float32, from the
+        last layer whatever is named.
         """
         last = self.card.encoder.n_layers
-        layers = {last if kind == "logits" else layer for kind, layer in wanted}
-        hidden = self.encoder(tokens, layout, layers)
-        return {name: self._output(name[0], hidden[last if name[0] == "logits" else name[1]], layout) for name in wanted}
+        layers = {(kind, layer): last if kind in _FROM_LAST else layer for kind, layer in wanted}
+        hidden = self.encoder(tokens, layout, set(layers.values()))
+        return {name: self._output(name[0], hidden[layers[name]], layout) for name in wanted}
 
     def _output(self, kind: str, hidden: Tensor, layout: Packed) -> Tensor:
         alphabet = self.card.alphabet
@@ -57,14 +87,18 @@ class ProteinModel(nn.Module):
                 return self.logits(hidden)[:, torch.from_numpy(alphabet.standard_ids).to(hidden.device)].float()
             case "cls":
                 return hidden[layout.offsets[:-1].long()].float()
+            case "pooled":
+                return self.pooled(hidden, layout).float()
             case "mean" | "max":
-                return layout.pool(hidden, "mean" if kind == "mean" else "max", prefix=alphabet.prefix, suffix=alphabet.suffix)
+                return layout.pool(
+                    hidden, "mean" if kind == "mean" else "max", prefix=alphabet.prefix, suffix=alphabet.suffix
+                )
             case _:
-                raise ModelError(f"unknown output {kind!r}", hint="Known: residues, mean, max, cls, logits.")
+                raise ModelError(f"unknown output {kind!r}", hint="Known: residues, mean, max, cls, pooled, logits.")
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw fresh weights: N(0, 0.02), biases 0, gains 1, residual outputs scaled by 1 / sqrt(2 n_layers) (GPT-2)."""
+        """Draw fresh weights: N(0, 0.02), biases 0, gains 1, residual outputs by 1 / sqrt(2 n_layers) (GPT-2)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:

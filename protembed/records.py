@@ -8,15 +8,19 @@ import re
 import sys
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from protembed.errors import InputError
 
-_OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7": lzma.open, b"BZ": bz2.open}
+_OPENERS: Mapping[bytes, Callable[[IO[bytes]], object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7": lzma.open,
+    b"BZ": bz2.open,
+}
 _NOT_A_LETTER = re.compile(r"[^A-Z]")
 
 
@@ -77,7 +81,7 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
         name = "standard input" if str(path) == "-" else str(path)
         with _open_text(path, name) as handle:
             lines = _Lines(handle, name)
-            for title, sequence in SimpleFastaParser(lines):
+            for title, sequence in SimpleFastaParser(lines):  # type: ignore[no-untyped-call]
                 line = lines.headers.popleft()
                 words = title.split(maxsplit=1)
                 if not words:
@@ -121,13 +125,12 @@ def _open_text(path: str | Path, name: str) -> Iterator[IO[str]]:
     """Open a text file, packed or not by its first bytes, and turn what can go wrong into InputError."""
     try:
         with sys.stdin.buffer if str(path) == "-" else open(path, "rb") as raw:
-            buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
-            opener = _OPENERS.get(buffered.peek(2)[:2])
-            binary = opener(buffered) if opener else buffered
-            yield io.TextIOWrapper(binary, encoding="utf-8-sig")  # type: ignore[arg-type]
+            file = cast(io.BufferedReader, raw)
+            opener = _OPENERS.get(file.peek(2)[:2])
+            yield io.TextIOWrapper(cast(io.BufferedReader, opener(file) if opener else file), encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{name}: not text in UTF-8 ({error.reason} at byte {error.start} of a block)",
+            f"{name}: not text in UTF-8 ({error.reason}, byte {error.object[error.start]:#x})",
             hint=f"If it is Latin-1: iconv -f latin1 -t utf-8 '{path}' > new.fasta",
         ) from error
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:

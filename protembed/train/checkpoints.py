@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,17 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    cursor: Cursor = Cursor()
+    cursor: Cursor = field(default_factory=Cursor)
 
 
 def save_checkpoint(
-    run: Path, model: ProteinModel, optimizer: Optimizer, progress: Progress, config: dict[str, Any], *, keep: int
+    run: Path,
+    model: ProteinModel,
+    optimizers: Sequence[Optimizer],
+    progress: Progress,
+    config: dict[str, Any],
+    *,
+    keep: int,
 ) -> None:
     """Write `run/step_XXXXXXXX` under a temporary name, rename it when complete, delete all but the newest `keep`.
 
@@ -40,7 +47,7 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     checkpoint.save(model, temporary / "model.safetensors")
-    torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+    torch.save([optimizer.state_dict() for optimizer in optimizers], temporary / "optimizer.pt")
     (temporary / "progress.json").write_text(json.dumps({"progress": asdict(progress), "config": config}, indent=1))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
@@ -53,8 +60,8 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in run.glob(f"{_PREFIX}*") if path.is_dir())
 
 
-def restore(folder: Path, optimizer: Optimizer, model: ProteinModel, config: dict[str, Any]) -> Progress:
-    """Put a checkpoint into model and optimizer, and return how far it was.
+def restore(folder: Path, model: ProteinModel, optimizers: Sequence[Optimizer], config: dict[str, Any]) -> Progress:
+    """Put a checkpoint into model and optimizers, and return how far it was.
 
     Raises TrainingError when the checkpoint belongs to another model or other data.
     """
@@ -67,6 +74,8 @@ def restore(folder: Path, optimizer: Optimizer, model: ProteinModel, config: dic
             )
     weights = checkpoint.load(folder / "model.safetensors", device=torch.device("cpu"), dtype=torch.float32)
     model.load_state_dict(weights.state_dict())
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
+    states = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
     values = saved["progress"]
     return Progress(**{**values, "cursor": Cursor(**values["cursor"])})

@@ -57,6 +57,7 @@ class TrainSection:
     steps: int
     batch_tokens: int = 4096
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
     warmup_steps: int = 500

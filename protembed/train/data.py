@@ -18,7 +18,7 @@ Tokens = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStore:
-    """Proteins as one row of residue tokens, special tokens left out: protein i is tokens[offsets[i]:offsets[i + 1]]."""
+    """Proteins as one row of residue tokens, no special ones: protein i is tokens[offsets[i]:offsets[i + 1]]."""
 
     tokens: Tokens
     offsets: npt.NDArray[np.int64]
@@ -93,18 +93,18 @@ class Packing:
     ranks: int = 1
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[list[npt.NDArray[np.int64]], Cursor]]:
-        """Yield endless batches (token ids of each protein, special tokens around it), each with the cursor after it."""
+        """Yield batches without end, each the tokens of its proteins and the cursor behind it."""
         specials = self.alphabet.prefix + self.alphabet.suffix
         batch: list[npt.NDArray[np.int64]] = []
         room = self.batch_tokens
         epoch, used = cursor.epoch, cursor.used
         while True:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.store))[self.rank :: self.ranks]
-            for used in range(used, len(order)):
-                index = int(order[used])
+            for place in range(used, len(order)):
+                index = int(order[place])
                 size = min(int(self.store.offsets[index + 1] - self.store.offsets[index]), self.max_residues) + specials
                 if batch and size > room:
-                    yield batch, Cursor(epoch, used)
+                    yield batch, Cursor(epoch, place)
                     batch, room = [], self.batch_tokens
                 batch.append(self._protein(index, epoch))
                 room -= size

@@ -63,4 +63,4 @@ def _score(model: ProteinModel, groups: list[MaskedTokens]) -> list[float]:
     targets = torch.from_numpy(np.concatenate([group.targets for group in groups])).to(device)
     hidden = model(tokens, Packed(lengths, device))[torch.from_numpy(places).to(device)]
     losses = torch.nn.functional.cross_entropy(model.logits(hidden).float(), targets, reduction="none")
-    return [float(part.sum()) for part in losses.split([len(group.places) for group in groups])]
+    return [float(part.sum()) for part in torch.split(losses, [len(group.places) for group in groups])]

@@ -1,21 +1,34 @@
-"""AdamW, and the learning rate over a run."""
+"""AdamW or Muon, and the learning rate over a run."""
 
 import math
 from collections.abc import Iterable
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Muon, Optimizer
 
 from protembed.train.config import TrainSection
 
 
-def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], section: TrainSection) -> AdamW:
-    """Build AdamW (Loshchilov and Hutter, arXiv 1711.05101); matrices decay, gains, biases and embeddings do not."""
-    decayed, plain = [], []
+def build_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], section: TrainSection) -> list[Optimizer]:
+    """Build what updates the weights; every part takes the same learning rate.
+
+    AdamW (Loshchilov and Hutter, arXiv 1711.05101): matrices decay; gains, biases and embeddings do not.
+    Muon (Jordan 2024), for matrices that are no embeddings, with AdamW's update size (Liu et al., arXiv 2502.16982).
+    """
+    matrices: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in parameters:
-        (plain if parameter.ndim < 2 or "embedding" in name or "positions" in name else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return AdamW(groups, lr=section.learning_rate, betas=section.betas, eps=section.epsilon, fused=True)
+        inner = parameter.ndim == 2 and not name.endswith(("embedding.weight", "positions.weight", "mlm_head.weight"))
+        (matrices if inner else plain).append(parameter)
+    flat = {"params": plain, "weight_decay": 0.0}
+    decay = section.weight_decay
+    if section.optimizer == "muon":
+        return [
+            Muon(matrices, lr=section.learning_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            AdamW([flat], lr=section.learning_rate, betas=section.betas, eps=section.epsilon, fused=True),
+        ]
+    groups = [{"params": matrices, "weight_decay": decay}, flat]
+    return [AdamW(groups, lr=section.learning_rate, betas=section.betas, eps=section.epsilon, fused=True)]
 
 
 def learning_rate(step: int, section: TrainSection) -> float:

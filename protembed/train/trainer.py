@@ -26,7 +26,7 @@ from protembed.train.config import ModelSection, PretrainConfig
 from protembed.train.data import Cursor, Packing, TokenStore, prepare
 from protembed.train.evaluation import perplexity, protein_losses
 from protembed.train.masking import mask_tokens
-from protembed.train.optimizer import build_optimizer, learning_rate
+from protembed.train.optimizer import build_optimizers, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,10 @@ class Report:
     gradient_norm: float
     tokens_per_second: float
     valid_perplexity: float | None = None
+
+    def __str__(self) -> str:
+        valid = "" if self.valid_perplexity is None else f", valid perplexity {self.valid_perplexity:.2f}"
+        return f"step {self.step:,}: loss {self.loss:.3f}{valid}, {self.tokens_per_second:,.0f} tokens/s"
 
 
 def make_card(section: ModelSection) -> ModelCard:
@@ -82,10 +86,23 @@ class Trainer:
         self.model = ProteinModel(make_card(config.model))
         self.model.initialise(section.seed)
         self.model.to(self.device)
-        self.optimizer = build_optimizer(self.model.named_parameters(), section)
+        self.optimizers = build_optimizers(self.model.named_parameters(), section)
         self.progress = Progress()
         if found := list_checkpoints(self.run_folder):
-            self.progress = restore(found[-1], self.optimizer, self.model, config.to_dict())
+            self.progress = restore(found[-1], self.model, self.optimizers, config.to_dict())
+
+    @property
+    def result(self) -> Path:
+        """Where the trained model is, when it is."""
+        return self.run_folder / "model.safetensors"
+
+    def introduce(self) -> str:
+        """Say in a line what is trained on what, and from where on."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"{self.config.model.name}: {parameters:,} parameters, {len(self.store):,} proteins, "
+            f"step {self.progress.step:,} of {self.config.train.steps:,} on {self.device}"
+        )
 
     def run(self) -> Iterator[Report]:
         """Train to the last step; yield a report every `log_every` steps and at every evaluation.
@@ -126,7 +143,7 @@ class Trainer:
                 mark, marked_tokens = time.perf_counter(), self.progress.tokens
             if done % section.checkpoint_every == 0 or last:
                 self._save()
-        checkpoint.save(self.model, self.run_folder / "model.safetensors")
+        checkpoint.save(self.model, self.result)
 
     def evaluate(self) -> float:
         """Return the masked perplexity on the first proteins of the validation set, one pass each."""
@@ -142,9 +159,7 @@ class Trainer:
         longest = self.config.data.max_residues
         return [self.alphabet.surround(store[index][:longest]) for index in range(count)]
 
-    def _take(
-        self, stream: Iterator[tuple[list[npt.NDArray[np.int64]], Cursor]]
-    ) -> tuple[list[TokenBatch], Cursor]:
+    def _take(self, stream: Iterator[tuple[list[npt.NDArray[np.int64]], Cursor]]) -> tuple[list[TokenBatch], Cursor]:
         batches = []
         for _ in range(self.config.train.accumulate):
             proteins, cursor = next(stream)
@@ -163,7 +178,9 @@ class Trainer:
         for batch, question in zip(batches, questions, strict=True):
             places, targets = (torch.from_numpy(x).to(self.device) for x in (question.places, question.targets))
             with self._autocast():
-                hidden = self.model(torch.from_numpy(question.tokens).to(self.device), Packed(batch.lengths, self.device))
+                hidden = self.model(
+                    torch.from_numpy(question.tokens).to(self.device), Packed(batch.lengths, self.device)
+                )
                 logits = self.model.logits(hidden[places])  # (M, vocab_size): the head runs on masked places only
             loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / total
             loss.backward()  # type: ignore[no-untyped-call]
@@ -174,10 +191,11 @@ class Trainer:
                 f"the loss is not a number at step {self.progress.step + 1}",
                 hint="Lower [train] learning_rate; starting again goes on from the newest checkpoint.",
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
         return loss_sum, norm
 
     def _clip(self) -> float:
@@ -212,7 +230,7 @@ class Trainer:
         save_checkpoint(
             self.run_folder,
             self.model,
-            self.optimizer,
+            self.optimizers,
             self.progress,
             self.config.to_dict(),
             keep=section.keep_checkpoints,

@@ -1,0 +1,38 @@
+"""The seam between what protembed does and the runtime that computes: tokens in, named arrays out."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from protembed.batching import TokenBatch
+from protembed.card import ModelCard
+
+Output = tuple[str, int]
+"""A kind (residues, mean, max, cls, logits) and a layer, counted from 0 (embedding) to n_layers."""
+
+Outputs = Mapping[Output, npt.NDArray[np.floating[Any]]]
+"""Residues and logits are (T, ...) with special tokens in, pooled ones (N, D)."""
+
+
+class Backend(Protocol):
+    """Runs one model on token batches. Nothing above this line knows the runtime.
+
+    Raises OutOfMemoryError when a batch does not fit; the caller may split it and go on.
+    """
+
+    card: ModelCard
+
+    @property
+    def description(self) -> str:
+        """Runtime, device and arithmetic, for people: `torch, cpu, float32`."""
+
+    def budget(self) -> int:
+        """How many tokens a batch should hold on this device."""
+
+    def operations_per_second(self) -> float:
+        """Guess the speed of this device from one matrix product, for estimates."""
+
+    def run(self, batch: TokenBatch, wanted: Collection[Output]) -> Outputs:
+        """Compute the outputs asked for."""

@@ -1,0 +1,272 @@
+"""One run of `protembed embed`: survey the input, go on where an earlier run stopped, embed, write, sum up."""
+
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from protembed import __version__
+from protembed.backend import Backend
+from protembed.embed import EmbedOptions, embed_batches, residue_limit
+from protembed.errors import InputError, OutputError, UsageError
+from protembed.records import Record, read_fasta
+from protembed.survey import DuplicatePolicy, KeyKind, Shard, Survey, UnknownPolicy, assign_keys, survey
+from protembed.writers import Attributes, HDF5Writer, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What a run is told beside the model and `EmbedOptions`."""
+
+    target: Target
+    unknown: UnknownPolicy = "x"
+    duplicates: DuplicatePolicy = "error"
+    key: KeyKind = "id"
+    store_dtype: Literal["float32", "float16"] | None = None
+    shard: Shard = field(default_factory=Shard)
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is; both counts include what an earlier run did."""
+
+    records: int
+    residues: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run will need: bytes written, bytes of memory for weights and one batch, floating-point operations."""
+
+    output_bytes: int
+    memory_bytes: int
+    operations: int
+
+
+@contextmanager
+def input_files(paths: Sequence[str]) -> Iterator[list[str]]:
+    """Yield paths that can be read more than once: standard input (`-`) is kept in a temporary file meanwhile."""
+    if "-" not in paths:
+        yield list(paths)
+        return
+    with tempfile.TemporaryDirectory(prefix="protembed-") as folder:
+        copy = Path(folder, "standard input")
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield [str(copy) if path == "-" else path for path in paths]
+
+
+def parse_shard(text: str) -> Shard:
+    """Read `I/N`, or `slurm`: this task of a SLURM job array (its tasks need not count from 1)."""
+    if text == "slurm":
+        try:
+            task, first, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "COUNT"))
+        except (KeyError, ValueError) as error:
+            raise UsageError("--shard slurm: not in a SLURM job array", hint="sbatch --array=1-8 ...") from error
+        return Shard(task - first + 1, count)
+    number, slash, count_text = text.partition("/")
+    if not (slash and number.isdigit() and count_text.isdigit()):
+        raise UsageError(f"--shard {text}: not of the form I/N", hint="Example: --shard 1/8, or --shard slurm.")
+    return Shard(int(number), int(count_text))
+
+
+def parse_budget(text: str) -> int | None:
+    """Read a token budget; None stands for auto."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--max-tokens {text}: not a positive number", hint="Example: --max-tokens 4096, or auto.")
+    return int(text)
+
+
+class EmbedJob:
+    """Embeds FASTA files into HDF5.
+
+    Making it reads the input once and touches nothing; `run` computes. Raises InputError, OutputError, UsageError.
+    """
+
+    def __init__(self, paths: Sequence[str], backend: Backend, options: EmbedOptions, job: JobOptions) -> None:
+        self._backend, self._options, self._job = backend, options, job
+        self._read = partial(read_fasta, paths)
+        self.survey: Survey = survey(self._read, alphabet=backend.card.alphabet, unknown=job.unknown, key=job.key)
+        if job.duplicates == "error" and self.survey.repeated:
+            for _ in assign_keys(self._read(), self.survey, kind=job.key, policy="error"):
+                pass
+        self.range = job.shard.range(self.survey.lengths)
+        self.left_out = self.failed = 0
+        self._check_long()
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Residues of every record of this shard."""
+        return self.survey.lengths[self.range.start : self.range.stop]
+
+    @property
+    def residues(self) -> int:
+        """Residues of this shard."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+    @property
+    def over_limit(self) -> int:
+        """How many proteins are longer than the model takes in one piece."""
+        limit = residue_limit(self._backend, self._options)
+        return 0 if limit is None else int((self.lengths > limit).sum())
+
+    def estimate(self) -> Estimate:
+        """Estimate the needs of the run from lengths and configuration."""
+        config = self._backend.card.encoder
+        lengths = self.lengths.astype(np.int64)
+        matrices = 4 * config.d_model**2 + (3 if config.activation == "swiglu" else 2) * config.d_model * config.d_ff
+        operations = 2 * matrices * int(lengths.sum()) + 4 * config.d_model * int((lengths**2).sum())
+        vector = 2 * config.d_model if self._options.pool == "mean+max" else config.d_model
+        written = 0
+        if self._job.target.proteins:
+            written += len(lengths) * (vector * np.dtype(self._dtype("proteins")).itemsize + 600)
+        if self._job.target.residues:
+            written += (
+                int(lengths.sum()) * config.d_model * np.dtype(self._dtype("residues")).itemsize + len(lengths) * 600
+            )
+        weights = 4 * (config.vocab_size * config.d_model + config.n_layers * matrices)
+        budget = max(self._options.max_tokens or self._backend.budget(), int(lengths.max(initial=0)))
+        activations = 4 * budget * (6 * config.d_model + 3 * config.d_ff)
+        return Estimate(
+            output_bytes=written, memory_bytes=weights + activations, operations=operations * config.n_layers
+        )
+
+    def plan(self) -> list[list[str]]:
+        """Describe the run before it is done, for --dry-run."""
+        needs, lengths = self.estimate(), self.lengths
+        seconds = needs.operations / self._backend.operations_per_second()
+        return [
+            ["model", f"{self._backend.card.name} ({self._backend.description})"],
+            ["records", f"{len(lengths):,}"],
+            ["residues", f"{self.residues:,}"],
+            ["shortest, median, longest", f"{lengths.min():,}, {np.median(lengths):,.0f}, {lengths.max():,}"],
+            ["longer than the model's limit", f"{self.over_limit:,}"],
+            ["letters outside the alphabet", f"{self.survey.unknown:,}"],
+            ["output", f"about {needs.output_bytes / 1e6:,.1f} MB"],
+            ["memory", f"about {needs.memory_bytes / 1e6:,.0f} MB beside the runtime's own"],
+            ["time", f"about {seconds:,.0f} s"],
+        ]
+
+    def summary(self) -> list[str]:
+        """Say what was done, and whatever was not plain about the input."""
+        files = ", ".join(str(path) for path in self._job.target.files.values())
+        lines = [f"{len(self.lengths):,} records, {self.residues:,} residues -> {files}"]
+        noted = {
+            f"letters outside the alphabet, read as {self._backend.card.alphabet.unknown}": self.survey.unknown,
+            "gaps removed": self.survey.gaps,
+            f"proteins longer than the model's limit (--long {self._options.long})": self.over_limit,
+            "repeated records left out (--duplicates first)": self.left_out,
+            f"records without a result, listed in {self._job.target.failures}": self.failed,
+        }
+        return lines + [f"{count:,} {what}" for what, count in noted.items() if count]
+
+    def run(self) -> Iterator[Progress]:
+        """Compute and write everything; yield after every batch. `failed` then counts records without a result."""
+        self._check_space()
+        kinds = self._job.target.files
+        writer = HDF5Writer(
+            self._job.target,
+            {kind: self._attributes(kind) for kind in kinds},
+            fingerprint=self._fingerprint(),
+            store_dtypes={kind: self._dtype(kind) for kind in kinds},
+            resume=self._job.resume,
+            overwrite=self._job.overwrite,
+        )
+        try:
+            yield from self._compute(writer)
+            self.failed = writer.finish()
+        except (KeyboardInterrupt, GeneratorExit):
+            writer.interrupt()
+            raise
+        finally:
+            writer.close()
+
+    def _compute(self, writer: HDF5Writer) -> Iterator[Progress]:
+        residues = int(self.lengths[: writer.done].sum(dtype=np.int64))
+        yield Progress(records=writer.done, residues=residues)
+        under_way: deque[tuple[int, str]] = deque()
+        for batch in embed_batches(self._records(writer.done, under_way), self._backend, self._options):
+            position = 0
+            for item in batch:
+                index, key = under_way.popleft()
+                writer.add(key, item)
+                residues += len(item.record.sequence)
+                position = index + 1
+            writer.batch_done(position)
+            yield Progress(records=position, residues=residues)
+
+    def _records(self, done: int, under_way: deque[tuple[int, str]]) -> Iterator[Record]:
+        """Read this shard's records from `done` on; note index and key of each that is handed out."""
+        named = assign_keys(self._read(), self.survey, kind=self._job.key, policy=self._job.duplicates)
+        chosen = itertools.islice(named, self.range.start + done, self.range.stop)
+        for index, (key, record) in enumerate(chosen, start=done):
+            if key is None:
+                self.left_out += 1
+                continue
+            under_way.append((index, key))
+            yield record
+
+    def _dtype(self, kind: str) -> str:
+        return self._job.store_dtype or ("float16" if kind == "residues" else "float32")
+
+    def _attributes(self, kind: str) -> Attributes:
+        card = self._backend.card
+        return {
+            "model_name": card.name,
+            "model_license": card.license,
+            "weights_sha256": card.sha256,
+            "tool": "protembed",
+            "tool_version": __version__,
+            "content": "per-residue" if kind == "residues" else "per-protein",
+            "pooling": "none" if kind == "residues" else str(self._options.pool),
+            "layer": card.encoder.layer(self._options.layer),
+            "dtype": self._dtype(kind),
+            "computed_with": self._backend.description,
+            "special_tokens_excluded": self._options.pool != "cls" or kind == "residues",
+            "long_proteins": self._options.long if self.over_limit else "none",
+        }
+
+    def _fingerprint(self) -> dict[str, object]:
+        """All that the content of the output depends on."""
+        options = {key: value for key, value in asdict(self._options).items() if key != "max_tokens"}
+        job = self._job
+        naming = {"unknown": job.unknown, "duplicates": job.duplicates, "key": job.key, "shard": asdict(job.shard)}
+        attributes = {kind: dict(self._attributes(kind)) for kind in job.target.files}
+        return {"input": self.survey.digest, "options": options, "naming": naming, "attributes": attributes}
+
+    def _check_long(self) -> None:
+        """Under `--long error`, refuse a long protein before any computing."""
+        if self._options.long == "error" and self.over_limit:
+            limit = residue_limit(self._backend, self._options)
+            raise InputError(
+                f"{self.over_limit} proteins have more than {limit} residues, the longest {self.lengths.max()}",
+                hint="--long split (windows, averaged), truncate or skip.",
+            )
+
+    def _check_space(self) -> None:
+        folder = self._job.target.main.parent
+        if not folder.is_dir():
+            raise OutputError(f"{folder}: no such folder", hint=f"mkdir -p {folder}")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"{folder}: cannot be written to", hint="Choose another folder with -o.")
+        needed, free = self.estimate().output_bytes, shutil.disk_usage(folder).free
+        if needed > free:
+            raise OutputError(
+                f"{folder}: the output takes about {needed / 1e9:.2g} GB, {free / 1e9:.2g} GB are free",
+                hint="Choose another folder, leave out --residues, or split the work with --shard.",
+            )

@@ -1,0 +1,164 @@
+"""One look at the whole input before any computing: counts, lengths, letters, and records that share a name."""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from protembed.alphabet import Alphabet
+from protembed.errors import InputError, UsageError
+from protembed.records import Record
+
+KeyKind = Literal["id", "md5", "biotrainer"]
+DuplicatePolicy = Literal["error", "suffix", "first"]
+UnknownPolicy = Literal["x", "error"]
+
+
+def key_of(record: Record, kind: KeyKind) -> str:
+    """Return the name of a record in an HDF5 file; `/` would open a group there, so it becomes `_`.
+
+    `md5` is bio_embeddings' key (of the sequence), `biotrainer` that of biotrainer (sha256 of sequence_length).
+
+    >>> key_of(Record("a/b", "MK"), "id")
+    'a_b'
+    """
+    match kind:
+        case "id":
+            key = record.id.replace("/", "_")
+            return "_" if key == "." else key
+        case "md5":
+            return hashlib.md5(record.sequence.encode(), usedforsecurity=False).hexdigest()
+        case "biotrainer":
+            return hashlib.sha256(f"{record.sequence}_{len(record.sequence)}".encode()).hexdigest()
+
+
+def _short(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What is in the input; 12 bytes a record, whatever its length.
+
+    `names` are 64-bit digests of all keys, sorted; `repeated` those that stand more than once; `digest` identifies
+    the whole input; `unknown` and `gaps` count letters outside the alphabet and gaps removed.
+    """
+
+    lengths: npt.NDArray[np.int32]
+    names: npt.NDArray[np.uint64]
+    repeated: frozenset[int]
+    unknown: int
+    gaps: int
+    digest: str
+
+    @property
+    def records(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def residues(self) -> int:
+        return int(self.lengths.sum(dtype=np.int64))
+
+    def has(self, key: str) -> bool:
+        """Tell whether a key is (but for a chance of 1 in 2**64 a record) among the input's."""
+        short = np.uint64(_short(key))
+        place = int(np.searchsorted(self.names, short))
+        return place < len(self.names) and bool(self.names[place] == short)
+
+
+def survey(read: Callable[[], Iterable[Record]], *, alphabet: Alphabet, unknown: UnknownPolicy, key: KeyKind) -> Survey:
+    """Read the input once. Raises InputError for what is not a protein, or for unknown letters when refused."""
+    lengths, names = array("i"), array("Q")
+    state = hashlib.blake2b(digest_size=16)
+    allowed = str.maketrans("", "", "".join(alphabet.letters))
+    strange = gaps = 0
+    for record in read():
+        lengths.append(len(record.sequence))
+        name = key_of(record, key)
+        names.append(_short(name))
+        state.update(f"{record.id}\t{record.sequence}\n".encode())
+        gaps += record.gaps
+        if others := record.sequence.translate(allowed):
+            strange += len(others)
+            if unknown == "error":
+                raise InputError(
+                    f"{record} has the letter {others[0]}, which the model does not know",
+                    hint=f"--unknown x reads such letters as {alphabet.unknown}.",
+                )
+    if not lengths:
+        raise InputError("the input holds no records", hint="It should hold FASTA records.")
+    unique, counts = np.unique(np.array(names, dtype=np.uint64), return_counts=True)
+    return Survey(
+        lengths=np.array(lengths, dtype=np.int32),
+        names=unique,
+        repeated=frozenset(unique[counts > 1].tolist()),
+        unknown=strange,
+        gaps=gaps,
+        digest=state.hexdigest(),
+    )
+
+
+def assign_keys(
+    records: Iterable[Record], found: Survey, *, kind: KeyKind, policy: DuplicatePolicy
+) -> Iterator[tuple[str | None, Record]]:
+    """Give every record its key, in order; None marks a later record of the same key under the policy `first`.
+
+    Under `suffix` later ones become key_2, key_3, ... Under `error` the second one raises InputError naming both.
+    """
+    seen: dict[str, Record] = {}
+    given: set[str] = set()
+    for record in records:
+        key = key_of(record, kind)
+        if not found.repeated or _short(key) not in found.repeated:
+            yield key, record
+        elif key not in seen:
+            seen[key] = record
+            yield key, record
+        elif policy == "first":
+            yield None, record
+        elif policy == "suffix":
+            number = 2
+            while (name := f"{key}_{number}") in given or found.has(name):
+                number += 1
+            given.add(name)
+            yield name, record
+        else:
+            raise InputError(
+                f"{record} has the {_noun(kind)} of {seen[key]}",
+                hint="--duplicates suffix keeps both (name, name_2), --duplicates first keeps the first.",
+            )
+
+
+def _noun(kind: KeyKind) -> str:
+    return "same id (with / written as _)" if kind == "id" else "same sequence"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count` (from 1) of the input: a contiguous slice, so that merging is putting end to end."""
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise UsageError(
+                f"shard {self.number}/{self.count} does not exist",
+                hint=f"Shards are 1/{self.count} to {self.count}/{self.count}.",
+            )
+
+    def range(self, lengths: npt.NDArray[np.int32]) -> range:
+        """Return the indices of this shard's records: all shards together have every record once, residues balanced.
+
+        >>> [Shard(n, 2).range(np.array([5, 1, 1, 3], np.int32)) for n in (1, 2)]
+        [range(0, 1), range(1, 4)]
+        """
+        middle = np.cumsum(lengths, dtype=np.int64) - lengths / 2
+        bounds = np.searchsorted(middle, np.arange(self.count + 1) * (lengths.sum(dtype=np.int64) / self.count))
+        return range(
+            int(bounds[self.number - 1]), int(bounds[self.number]) if self.number < self.count else len(lengths)
+        )

@@ -1,0 +1,102 @@
+"""The torch runtime: a ProteinModel on a CPU or a CUDA device."""
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from protembed.backend import Output, Outputs
+from protembed.batching import TokenBatch
+from protembed.errors import OutOfMemoryError, UsageError
+from protembed.layout import Packed
+from protembed.model import ProteinModel
+
+CPU_TOKENS = 2048
+"""On a CPU larger batches are no faster and take more memory."""
+
+CUDA_TOKENS = 65_536
+"""On a GPU larger batches are no faster."""
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there; raises UsageError otherwise."""
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}", hint="Known: auto, cpu, cuda, cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name!r} is not supported", hint="Known: auto, cpu, cuda, cuda:N.")
+    if device.type == "cuda" and not available:
+        raise UsageError("no CUDA device is available", hint="--device cpu, or check nvidia-smi and the torch build.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turn a name into a dtype; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise UsageError(f"unknown dtype {name!r}", hint=f"Known: auto, {', '.join(known)}.")
+    return known[name]
+
+
+class TorchBackend:
+    """Runs a ProteinModel; see backend.Backend."""
+
+    def __init__(self, model: ProteinModel) -> None:
+        self.card = model.card
+        self._model = model
+        weights = model.encoder.embedding.weight
+        self._device, self._dtype = weights.device, weights.dtype
+
+    @property
+    def description(self) -> str:
+        return f"torch, {self._device}, {str(self._dtype).removeprefix('torch.')}"
+
+    def budget(self) -> int:
+        if self._device.type != "cuda":
+            return CPU_TOKENS
+        config = self.card.encoder
+        free, _ = torch.cuda.mem_get_info(self._device)
+        widest = 6 * config.d_model + 3 * config.d_ff  # live activations of one block, in numbers a token
+        return max(CPU_TOKENS, min(CUDA_TOKENS, int(0.5 * free / (widest * self._dtype.itemsize))))
+
+    def operations_per_second(self) -> float:
+        rows, config = 2048, self.card.encoder
+        x = torch.ones(rows, config.d_model, device=self._device, dtype=self._dtype)
+        weight = torch.ones(config.d_model, config.d_ff, device=self._device, dtype=self._dtype)
+        _to_numpy((x @ weight)[:1])
+        began = time.perf_counter()
+        _to_numpy((x @ weight)[:1])
+        efficiency = 0.5  # of a whole model against its matrix products alone, seen on CPUs
+        return efficiency * 2 * rows * config.d_model * config.d_ff / (time.perf_counter() - began)
+
+    @torch.inference_mode()
+    def run(self, batch: TokenBatch, wanted: Collection[Output]) -> Outputs:
+        try:
+            tokens = torch.from_numpy(batch.tokens).to(self._device)
+            outputs = self._model.outputs(tokens, Packed(batch.lengths, self._device), wanted)
+            return {name: _to_numpy(values) for name, values in outputs.items()}
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemoryError(str(error)) from error
+        except RuntimeError as error:
+            if "not enough memory" in str(error):  # torch's own CPU allocator has no exception class
+                raise OutOfMemoryError(str(error)) from error
+            raise
+
+
+def _to_numpy(values: Tensor) -> npt.NDArray[np.floating[Any]]:
+    """Move values to the host; numpy has no bfloat16."""
+    array: npt.NDArray[np.floating[Any]] = (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+    return array

@@ -1,0 +1,256 @@
+"""Embeddings into HDF5: flat files that other tools read, whole or not there at all.
+
+While a run goes on, `OUT.h5.partial/` beside the target holds finished segments, each a complete HDF5 file of the
+records [start, stop) of the input. A killed run loses at most the segment it was in; `--resume` goes on after the last.
+At the end the segments become one file, which gets its final name when it is complete.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from protembed.embed import Array, Embedding, Failure
+from protembed.errors import OutputError, UsageError
+from protembed.survey import Shard
+
+SEGMENT_SECONDS = 10.0
+Attributes = Mapping[str, str | int | bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a run writes: per-protein vectors, per-residue rows, or both; failed records go to `failures`."""
+
+    proteins: Path | None
+    residues: Path | None
+
+    @classmethod
+    def of(cls, proteins: Path | None, residues: Path | None, shard: Shard) -> "Target":
+        """Name the files of a run; a shard's are called OUT.shard-I-of-N.h5, so that all can get the same command."""
+        if proteins is None and residues is None:
+            raise UsageError("no output is named", hint="-o OUT.h5 (a vector a protein), --residues FILE, or both.")
+        if proteins == residues:
+            raise UsageError("-o and --residues name the same file", hint="Other tools expect one kind a file.")
+
+        def named(path: Path | None) -> Path | None:
+            if path is None or shard.count == 1:
+                return path
+            return path.with_name(f"{path.stem}.shard-{shard.number}-of-{shard.count}{path.suffix}")
+
+        return cls(proteins=named(proteins), residues=named(residues))
+
+    @property
+    def main(self) -> Path:
+        """The file that names the run."""
+        path = self.proteins or self.residues
+        assert path is not None
+        return path
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Final files by kind."""
+        named = {"proteins": self.proteins, "residues": self.residues}
+        return {kind: path for kind, path in named.items() if path is not None}
+
+    @property
+    def partial(self) -> Path:
+        return self.main.with_name(self.main.name + ".partial")
+
+    @property
+    def failures(self) -> Path:
+        return self.main.with_suffix(".failed.tsv")
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Records [start, stop) of the input."""
+
+    start: int
+    stop: int
+
+    def path(self, folder: Path, kind: str, suffix: str = ".h5") -> Path:
+        return folder / f"{self.start:010d}-{self.stop:010d}.{kind}{suffix}"
+
+
+class HDF5Writer:
+    """Writes the results of one run in order, segment by segment; see the module's docstring.
+
+    `fingerprint` tells everything the content depends on; a partial output with another one is not gone on with.
+    `done` is the number of input records that are safely written when the writer opens.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        attributes: Mapping[str, Attributes],
+        *,
+        fingerprint: Mapping[str, Any],
+        store_dtypes: Mapping[str, str],
+        resume: bool = False,
+        overwrite: bool = False,
+        segment_seconds: float = SEGMENT_SECONDS,
+    ) -> None:
+        self._target = target
+        self._attributes = attributes
+        self._fingerprint = json.dumps(fingerprint, sort_keys=True)
+        self._dtypes = {kind: np.dtype(name) for kind, name in store_dtypes.items()}
+        self._seconds = segment_seconds
+        self._files: dict[str, h5py.File] = {}
+        self._failures: list[str] = []
+        with _reported(target.main):
+            self._open_folder(resume=resume, overwrite=overwrite)
+            self._segments = self._finished_segments()
+        self.done = self._position = self._segments[-1].stop if self._segments else 0
+        self._between_batches = True
+        self._opened = time.monotonic()
+
+    def add(self, key: str, item: Embedding | Failure) -> None:
+        """Write one record; a Failure goes into the list of failures."""
+        self._between_batches = False
+        if isinstance(item, Failure):
+            self._failures.append(f"{item.record.id}\t{item.reason}\n")
+            return
+        with _reported(self._target.main):
+            for kind, values in (("proteins", item.vector), ("residues", item.residues)):
+                if kind in self._target.files and values is not None:
+                    self._write(kind, key, item, values)
+
+    def batch_done(self, position: int) -> None:
+        """Note that all records before `position` have been added; now and then this closes a segment."""
+        self._position = position
+        self._between_batches = True
+        if time.monotonic() - self._opened >= self._seconds:
+            self.close_segment()
+
+    def close_segment(self) -> None:
+        """Make everything added so far permanent."""
+        segment = _Segment(self._segments[-1].stop if self._segments else 0, self._position)
+        if segment.start == segment.stop:
+            return
+        folder = self._target.partial
+        with _reported(self._target.main):
+            for kind in self._target.files:
+                file = self._files.pop(kind, None) or self._create(kind)
+                file.close()
+                os.replace(folder / f"{kind}.tmp", segment.path(folder, kind))
+            # The list of failures comes last: where it stands, the segment is complete.
+            temporary = folder / "failed.tmp"
+            temporary.write_text("".join(self._failures), encoding="utf-8")
+            os.replace(temporary, segment.path(folder, "failed", ".tsv"))
+        self._segments.append(segment)
+        self._failures = []
+        self._opened = time.monotonic()
+
+    def finish(self) -> int:
+        """Put the segments together under the final names; return the number of failed records."""
+        self.close_segment()
+        folder = self._target.partial
+        with _reported(self._target.main):
+            for kind, path in self._target.files.items():
+                merged = folder / f"{kind}.merged"
+                parts = [segment.path(folder, kind) for segment in self._segments]
+                merge_files(parts, merged, {**self._attributes[kind], "complete": True})
+                os.replace(merged, path)
+            failed = "".join(s.path(folder, "failed", ".tsv").read_text(encoding="utf-8") for s in self._segments)
+            if failed:
+                self._target.failures.write_text(f"id\treason\n{failed}", encoding="utf-8")
+            shutil.rmtree(folder)
+        return failed.count("\n")
+
+    def interrupt(self) -> None:
+        """Keep what is complete; a batch that was being added is given up with its segment."""
+        if self._between_batches:
+            self.close_segment()
+
+    def close(self) -> None:
+        """Let go of open files without finishing; what is in closed segments stays."""
+        for file in self._files.values():
+            with contextlib.suppress(OSError, RuntimeError):
+                file.close()
+        self._files = {}
+
+    def _open_folder(self, *, resume: bool, overwrite: bool) -> None:
+        folder = self._target.partial
+        state = folder / "run.json"
+        for path in self._target.files.values():
+            if path.is_dir() or (path.exists() and not overwrite):
+                raise OutputError(f"{path} exists", hint="--overwrite replaces it; or choose another name.")
+        if state.exists() and resume:
+            if state.read_text() != self._fingerprint:
+                raise OutputError(
+                    f"{folder} is from a run with other input, model or options",
+                    hint="--resume with the same ones, or --overwrite to begin anew.",
+                )
+            return
+        if folder.exists() and not (resume or overwrite):
+            raise OutputError(
+                f"{folder} is left from a run that did not finish",
+                hint="--resume goes on with it, --overwrite begins anew.",
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        temporary = folder / "run.tmp"
+        temporary.write_text(self._fingerprint)
+        os.replace(temporary, state)
+
+    def _finished_segments(self) -> list[_Segment]:
+        """Return the complete segments of an earlier run, from the first record on without a hole."""
+        found = {}
+        for path in self._target.partial.glob("*.failed.tsv"):
+            start, stop = map(int, path.name.removesuffix(".failed.tsv").split("-"))
+            found[start] = _Segment(start, stop)
+        segments: list[_Segment] = []
+        while (start := segments[-1].stop if segments else 0) in found:
+            segments.append(found[start])
+        return segments
+
+    def _create(self, kind: str) -> h5py.File:
+        return h5py.File(self._target.partial / f"{kind}.tmp", "w", track_order=True)
+
+    def _write(self, kind: str, key: str, item: Embedding, values: Array) -> None:
+        if kind not in self._files:
+            self._files[kind] = self._create(kind)
+        stored = values.astype(self._dtypes[kind], copy=False)
+        if not np.isfinite(stored).all():
+            raise OutputError(f"{item.record}: values do not fit into float16", hint="--store-dtype float32")
+        dataset = self._files[kind].create_dataset(key, data=stored)
+        dataset.attrs["original_id"] = item.record.id
+        dataset.attrs["description"] = item.record.description
+        dataset.attrs["length"] = len(item.record.sequence)
+
+
+def merge_files(parts: Sequence[Path], out: Path, attributes: Attributes) -> None:
+    """Put the datasets of several files into a new one, in order; raises OutputError on a name that comes twice."""
+    if len(parts) == 1:
+        shutil.copyfile(parts[0], out)
+    with h5py.File(out, "a" if len(parts) == 1 else "w", track_order=True) as merged:
+        for part in parts if len(parts) > 1 else []:
+            with h5py.File(part, "r") as file:
+                for key in file:
+                    if key in merged:
+                        raise OutputError(f"{part}: {key} is in an earlier file, too")
+                    file.copy(key, merged)
+        merged.attrs.update(attributes)
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn what the file system and HDF5 can say into OutputError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # h5py raises RuntimeError where closing a file fails; the reason is in the text.
+        reason = "the disk is full" if "No space left" in str(error) else getattr(error, "strerror", None) or str(error)
+        raise OutputError(
+            f"{path}: cannot be written ({reason})",
+            hint="Check the folder and the free space; what is done is kept, and --resume goes on.",
+        ) from error
