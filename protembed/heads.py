@@ -36,11 +36,12 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.dense(x))
+        pooled: Tensor = self.dense(x).tanh()
+        return pooled
 
 
 class ContactHead(nn.Module):
-    """Logistic regression over the attention maps of all layers and heads (Rao et al. 2020, bioRxiv 2020.12.15.422761)."""
+    """Logistic regression over the attention maps of all layers (Rao et al. 2020, bioRxiv 2020.12.15.422761)."""
 
     def __init__(self, encoder: EncoderConfig) -> None:
         super().__init__()
@@ -56,12 +57,13 @@ class ContactHead(nn.Module):
         maps = maps + maps.transpose(-1, -2)
         rows = maps.sum(dim=-1, keepdim=True)  # (H, L, 1)
         maps = maps - rows * rows.transpose(-1, -2) / rows.sum(dim=-2, keepdim=True)
-        weight = self.regression.weight[0].float().unflatten(0, (-1, self.n_heads))[layer]  # (H,)
+        weight = self.regression.weight[0].float().view(-1, self.n_heads)[layer]  # (H,)
         return torch.einsum("h,hij->ij", weight, maps)
 
     def forward(self, scores: Sequence[Tensor]) -> Tensor:
         """Return the probabilities of contact from the parts of all layers; (L, L)."""
-        return torch.stack(tuple(scores)).sum(dim=0).add(self.regression.bias.float()).sigmoid()
+        logits: Tensor = torch.stack(tuple(scores)).sum(dim=0) + self.regression.bias.float()
+        return logits.sigmoid()
 
 
 class Observed(Packed):
@@ -76,4 +78,5 @@ class Observed(Packed):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (H, L, L)
         probabilities = scores.float().softmax(dim=-1)
         self.observe(probabilities)
-        return (probabilities.to(v.dtype) @ v).transpose(0, 1)  # (L, H, K)
+        attended: Tensor = probabilities.to(v.dtype) @ v
+        return attended.transpose(0, 1)  # (L, H, K)

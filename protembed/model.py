@@ -51,7 +51,7 @@ class ProteinModel(nn.Module):
         return contacts
 
     def pooled(self, hidden: Tensor, layout: Packed) -> Tensor:
-        """Return the vector of every protein that the model was trained to make; last hidden states (T, D) -> (N, D)."""
+        """Return the vector of every protein that the model was trained to make; (T, D) of the last layer -> (N, D)."""
         if self.card.pooler is None:
             raise ModelError(f"{self.card.name} has no pooler", hint="Known: mean, max, cls.")
         first = hidden[layout.offsets[:-1].long()]

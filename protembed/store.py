@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import InputError
+from protembed.survey import id_key
 
 
 class EmbeddingStore(Mapping[str, npt.NDArray[np.floating[Any]]]):
@@ -31,7 +32,7 @@ class EmbeddingStore(Mapping[str, npt.NDArray[np.floating[Any]]]):
         return dict(self._file.attrs)
 
     def __getitem__(self, name: str) -> npt.NDArray[np.floating[Any]]:
-        key = name.replace("/", "_")
+        key = id_key(name)
         if key not in self._file:
             key = self._index().get(name, key)
         if key not in self._file:

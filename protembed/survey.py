@@ -18,8 +18,17 @@ DuplicatePolicy = Literal["error", "suffix", "first"]
 UnknownPolicy = Literal["x", "error"]
 
 
+def id_key(name: str) -> str:
+    """Turn an id into a name for HDF5, where `/` would open a group and `.` is the group itself.
+
+    >>> id_key("a/b")
+    'a_b'
+    """
+    return "_" if name == "." else name.replace("/", "_")
+
+
 def key_of(record: Record, kind: KeyKind) -> str:
-    """Return the name of a record in an HDF5 file; `/` would open a group there, so it becomes `_`.
+    """Return the name of a record in an HDF5 file.
 
     `md5` is bio_embeddings' key (of the sequence), `biotrainer` that of biotrainer (sha256 of sequence_length).
 
@@ -28,8 +37,7 @@ def key_of(record: Record, kind: KeyKind) -> str:
     """
     match kind:
         case "id":
-            key = record.id.replace("/", "_")
-            return "_" if key == "." else key
+            return id_key(record.id)
         case "md5":
             return hashlib.md5(record.sequence.encode(), usedforsecurity=False).hexdigest()
         case "biotrainer":
