@@ -4,7 +4,8 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from protembed.errors import UsageError
 
@@ -129,7 +130,27 @@ def _section(kind: type[Section], values: Mapping[str, Any], place: str) -> Sect
     required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in required if name not in values]:
         raise UsageError(f"{place}: {missing[0]} is missing")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    hints = get_type_hints(kind)
+    return kind(**{key: _checked(value, hints[key], f"{place}: {key} is") for key, value in values.items()})
+
+
+def _checked(value: Any, hint: Any, place: str) -> Any:
+    """Return a TOML value as the type that a field names; raises UsageError when it is of another."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value not in choices:
+            raise UsageError(f"{place} {value!r}, not one of {', '.join(map(str, choices))}")
+        return value
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_checked(item, choices[0], place.removesuffix("is") + "holds") for item in items)
+    if get_origin(hint) is UnionType:
+        return _checked(value, choices[0], place)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UsageError(f"{place} {value!r}, not {hint.__name__}")
+    return value
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], place: str) -> None:
