@@ -15,7 +15,7 @@ from protembed.errors import OutOfMemoryError, UsageError
 from protembed.layout import Packed
 from protembed.model import ProteinModel
 
-CPU_TOKENS = 2048
+CPU_TOKENS = 1024
 """On a CPU larger batches are no faster and take more memory."""
 
 CUDA_TOKENS = 65_536

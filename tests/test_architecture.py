@@ -79,7 +79,9 @@ def test_heavy_packages_stay_at_home(path: Path) -> None:
 
 
 def test_the_command_line_starts_light() -> None:
-    code = "import sys, protembed.cli; print(sorted({'torch', 'onnxruntime', 'Bio', 'h5py', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, protembed.cli; print(sorted({'torch', 'onnxruntime', 'Bio', 'h5py', 'numpy'} & set(sys.modules)))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # numpy comes with card.py's alphabets; it takes 0.1 s.
     assert set(ast.literal_eval(out.stdout)) <= {"numpy"}

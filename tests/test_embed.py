@@ -73,9 +73,7 @@ def test_shapes_and_pooling(backend: TorchBackend) -> None:
 @pytest.mark.parametrize("room", [200, 350, 600])
 def test_no_record_is_lost_on_out_of_memory(model: ProteinModel, backend: TorchBackend, room: int) -> None:
     options = EmbedOptions(max_tokens=100_000)
-    assert_same(
-        embeddings(RECORDS, SmallBackend(model, room), options), embeddings(RECORDS, backend, EmbedOptions())
-    )
+    assert_same(embeddings(RECORDS, SmallBackend(model, room), options), embeddings(RECORDS, backend, EmbedOptions()))
 
 
 def test_a_protein_that_does_not_fit_is_a_failure_in_its_place(model: ProteinModel) -> None:

@@ -44,7 +44,11 @@ def test_keys_of_other_tools() -> None:
 
 
 def test_duplicates_are_refused_by_name() -> None:
-    records = [Record("a", "MK", place="x.fasta, line 1"), Record("b", "MK"), Record("a", "MA", place="x.fasta, line 5")]
+    records = [
+        Record("a", "MK", place="x.fasta, line 1"),
+        Record("b", "MK"),
+        Record("a", "MA", place="x.fasta, line 5"),
+    ]
     with pytest.raises(InputError, match=r"x\.fasta, line 5: record 'a' .* x\.fasta, line 1: record 'a'"):
         keys(records, "error")
 

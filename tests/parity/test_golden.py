@@ -1,0 +1,22 @@
+"""The checkpoints in tests/golden, against what their authors' own code computed from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from protembed.convert import load_foreign
+from tests.parity.compare import differences
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("name", ["esm2_hf", "proteinlm_megatron"])
+def test_golden(name: str) -> None:
+    model = load_foreign(GOLDEN / name, device=torch.device("cpu"), dtype=torch.float32)
+    with np.load(GOLDEN / name / "expected.npz") as arrays:
+        found = differences(model, arrays)
+    assert max(found.values()) < 2e-5, found
+    assert model.card.name == name
+    assert len(model.card.sha256) == 64
