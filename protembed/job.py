@@ -187,6 +187,10 @@ class EmbedJob:
             resume=self._job.resume,
             overwrite=self._job.overwrite,
         )
+        if writer.complete:
+            self.failed = self._job.target.count_failures()
+            yield Progress(records=len(self.lengths), residues=self.residues)
+            return
         try:
             yield from self._compute(writer)
             self.failed = writer.finish()

@@ -6,6 +6,7 @@ At the end the segments become one file, which gets its final name when it is co
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from protembed.errors import OutputError, UsageError
 from protembed.survey import Shard
 
 SEGMENT_SECONDS = 10.0
+_RUN = "run_sha256"
 Attributes = Mapping[str, str | int | bool]
 
 
@@ -69,6 +71,10 @@ class Target:
     def failures(self) -> Path:
         return self.main.with_suffix(".failed.tsv")
 
+    def count_failures(self) -> int:
+        """Return how many records a finished run has listed as failed."""
+        return self.failures.read_text(encoding="utf-8").count("\n") - 1 if self.failures.exists() else 0
+
 
 @dataclass(frozen=True)
 class _Segment:
@@ -85,7 +91,8 @@ class HDF5Writer:
     """Writes the results of one run in order, segment by segment; see the module's docstring.
 
     `fingerprint` tells everything the content depends on; a partial output with another one is not gone on with.
-    `done` is the number of input records that are safely written when the writer opens.
+    `done` is the number of input records that are safely written when the writer opens; `complete` tells that an earlier
+    run has finished already: there is nothing to add.
     """
 
     def __init__(
@@ -102,13 +109,15 @@ class HDF5Writer:
         self._target = target
         self._attributes = attributes
         self._fingerprint = json.dumps(fingerprint, sort_keys=True)
+        self._digest = hashlib.sha256(self._fingerprint.encode()).hexdigest()
+        self.complete = False
         self._dtypes = {kind: np.dtype(name) for kind, name in store_dtypes.items()}
         self._seconds = segment_seconds
         self._files: dict[str, h5py.File] = {}
         self._failures: list[str] = []
         with _reported(target.main):
             self._open_folder(resume=resume, overwrite=overwrite)
-            self._segments = self._finished_segments()
+            self._segments = [] if self.complete else self._finished_segments()
         self.done = self._position = self._segments[-1].stop if self._segments else 0
         self._between_batches = True
         self._opened = time.monotonic()
@@ -158,9 +167,10 @@ class HDF5Writer:
             for kind, path in self._target.files.items():
                 merged = folder / f"{kind}.merged"
                 parts = [segment.path(folder, kind) for segment in self._segments]
-                merge_files(parts, merged, {**self._attributes[kind], "complete": True})
+                merge_files(parts, merged, {**self._attributes[kind], _RUN: self._digest, "complete": True})
                 os.replace(merged, path)
             failed = "".join(s.path(folder, "failed", ".tsv").read_text(encoding="utf-8") for s in self._segments)
+            self._target.failures.unlink(missing_ok=True)
             if failed:
                 self._target.failures.write_text(f"id\treason\n{failed}", encoding="utf-8")
             shutil.rmtree(folder)
@@ -181,9 +191,13 @@ class HDF5Writer:
     def _open_folder(self, *, resume: bool, overwrite: bool) -> None:
         folder = self._target.partial
         state = folder / "run.json"
-        for path in self._target.files.values():
-            if path.is_dir() or (path.exists() and not overwrite):
-                raise OutputError(f"{path} exists", hint="--overwrite replaces it; or choose another name.")
+        found = [path for path in self._target.files.values() if path.exists()]
+        if resume and found and all(_fingerprint_of(path) == self._digest for path in found):
+            # Finished, or stopped between giving the first file its final name and the second.
+            if self.complete := not state.exists() and len(found) == len(self._target.files):
+                return
+        elif found and (not overwrite or any(path.is_dir() for path in found)):
+            raise OutputError(f"{found[0]} exists", hint="--overwrite replaces it; or choose another name.")
         if state.exists() and resume:
             if state.read_text() != self._fingerprint:
                 raise OutputError(
@@ -226,6 +240,15 @@ class HDF5Writer:
         dataset.attrs["original_id"] = item.record.id
         dataset.attrs["description"] = item.record.description
         dataset.attrs["length"] = len(item.record.sequence)
+
+
+def _fingerprint_of(path: Path) -> str:
+    """Return which run wrote a finished file; empty for whatever else it may be."""
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get(_RUN, ""))
+    except OSError:
+        return ""
 
 
 def merge_files(parts: Sequence[Path], out: Path, attributes: Attributes) -> None:

@@ -236,6 +236,19 @@ def test_resume_ends_as_an_undisturbed_run(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_resume_of_a_finished_run_has_nothing_to_do(run: Run, model_file: Path, fasta: Path, tmp_path: Path) -> None:
+    """A job that is submitted again after its end must not fail."""
+    words = (fasta, "-o", "out.h5", "--residues", "r.h5")
+    embed(run, model_file, *words)
+    before = (tmp_path / "out.h5").stat().st_mtime_ns
+    embed(run, model_file, *words, "--resume")
+    assert (tmp_path / "out.h5").stat().st_mtime_ns == before
+    assert "exists" in embed(run, model_file, *words, "--resume", "--pool", "max", status=2)
+    (tmp_path / "r.h5").unlink()
+    embed(run, model_file, *words, "--resume")
+    assert (tmp_path / "r.h5").exists()
+
+
 def test_resume_refuses_another_run(run: Run, model_file: Path, fasta: Path, tmp_path: Path) -> None:
     Slow(tmp_path, model_file, fasta).stop(signal.SIGKILL, after=2)
     words = (fasta, "-o", "out.h5", "--residues", "r.h5", "--pool", "max", "--resume")
