@@ -194,7 +194,8 @@ class HDF5Writer:
         found = [path for path in self._target.files.values() if path.exists()]
         if resume and found and all(_fingerprint_of(path) == self._digest for path in found):
             # Finished, or stopped between giving the first file its final name and the second.
-            if self.complete := not state.exists() and len(found) == len(self._target.files):
+            self.complete = not state.exists() and len(found) == len(self._target.files)
+            if self.complete:
                 return
         elif found and (not overwrite or any(path.is_dir() for path in found)):
             raise OutputError(f"{found[0]} exists", hint="--overwrite replaces it; or choose another name.")
