@@ -33,6 +33,13 @@ class Layout(Protocol):
         """Return for every token the share of flagged tokens in its sequence; (...) -> (..., 1)."""
 
 
+def _is_fusable(q: Tensor) -> bool:
+    """Tell whether flash attention takes these heads: half precision, an Ampere GPU or newer, K in steps of 8."""
+    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(q.device) >= (8, 0) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+
+
 def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend within one sequence; q, k, v and the result are (1, H, L, K)."""
     if q.requires_grad and q.dtype == torch.bfloat16 and not q.is_cuda and q.shape[2] <= PLAIN_LENGTH:
@@ -59,9 +66,7 @@ class Packed:
         self.positions = torch.arange(len(starts), device=device) - starts  # (T,)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-            return self._attend_fused(q, k, v)
-        return self._attend_each(q, k, v)
+        return self._attend_fused(q, k, v) if _is_fusable(q) else self._attend_each(q, k, v)
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One flash-attention call over all sequences (CUDA, half precision)."""
@@ -80,11 +85,14 @@ class Packed:
         return (counts / self.lengths).repeat_interleave(self.lengths).unsqueeze(-1)  # (T, 1)
 
     def pool(self, x: Tensor, reduce: Literal["mean", "max"], *, prefix: int, suffix: int) -> Tensor:
-        """Reduce each sequence over its residues, special tokens left out, in float32; (T, D) -> (N, D)."""
+        """Reduce each sequence over its residues, special tokens left out; (T, D) -> (N, D), float32.
+
+        Sums run in float64, so that the mean of a long protein does not depend on their order.
+        """
         ends = (self.lengths - suffix).repeat_interleave(self.lengths)
         residues = (self.positions >= prefix) & (self.positions < ends)
         lengths = self.lengths - prefix - suffix
-        return torch.segment_reduce(x[residues].float(), reduce, lengths=lengths, axis=0)
+        return torch.segment_reduce(x[residues].double(), reduce, lengths=lengths, axis=0).float()
 
 
 class Padded:

@@ -41,9 +41,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Turn a name into a dtype; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    """Turn a name into a dtype; `auto` is float32 on a CPU, bfloat16 on a GPU (float16 on one older than Ampere)."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
         raise UsageError(f"unknown dtype {name!r}", hint=f"Known: auto, {', '.join(known)}.")
