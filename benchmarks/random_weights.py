@@ -52,11 +52,14 @@ def foreign_shapes(card: ModelCard, table: Table) -> Shapes:
 
 
 def draw(shapes: Shapes, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Draw the tensors, one at a time."""
+    """Draw the tensors, one at a time: matrices are pieces of one supply of noise, because drawing takes minutes."""
     generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2 * max(map(math.prod, shapes.values())), generator=generator)
     for name, shape in shapes.items():
         if len(shape) == 2:
-            values = torch.empty(shape).normal_(0, shape[1] ** -0.5, generator=generator)
+            size = math.prod(shape)
+            start = int(torch.randint(len(noise) - size, (), generator=generator))
+            values = noise[start : start + size].view(shape) * shape[1] ** -0.5
         else:
             values = torch.full(shape, float("norm" in name.lower() and name.endswith("weight")))
         yield name, values.to(dtype)

@@ -1,6 +1,6 @@
 """Which proteins of a file are most alike? Cosine similarity of their embeddings.
 
-    python examples/nearest.py examples/ecoli.fasta
+python examples/nearest.py examples/ecoli.fasta
 """
 
 import sys

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.alphabet import STANDARD_RESIDUES
-from protembed.backend import Backend
+from protembed.backend import Backend, Output
 from protembed.batching import TokenBatch, pack
 from protembed.card import DEFAULT_MODEL
 from protembed.embed import EmbedOptions, Failure, Pool, embed
@@ -117,19 +117,78 @@ class Model:
             raise UsageError(f"mask has {len(places)} entries for {len(records)} proteins")
         encoded = []
         for record, positions in zip(records, places, strict=True):
-            tokens = alphabet.encode(record.sequence)
+            tokens = self._encode(record)
             for position in positions:
                 if not 0 <= position < len(record.sequence):
                     raise UsageError(f"{record} has no position {position}", hint="Positions count from 0.")
                 tokens[alphabet.prefix + position] = alphabet.mask_id
             encoded.append(tokens)
-        name = ("logits", self.card.encoder.n_layers)
-        results: list[Array] = []
-        for group in pack(encoded, size=len, budget=self._backend.budget()):
-            scores = self._backend.run(TokenBatch.of(group), {name})[name]
-            parts = np.split(scores, np.cumsum([len(tokens) for tokens in group])[:-1])
-            results += [part[alphabet.prefix : len(part) - alphabet.suffix] for part in parts]
+        wanted = [("logits", self.card.encoder.n_layers)]
+        return [scores for (scores,) in self._run(encoded, wanted, self._backend.budget())]
+
+    def hidden_states(self, source: Source) -> list[Array]:
+        """Return the hidden states of all layers, computed in one pass; (n_layers + 1, L, D) a protein.
+
+        Entry 0 is the embedding layer, entry i the output of block i, the last is after the final norm: entry i is
+        what `embed_residues(..., layer=i)` returns. Special tokens are left out. Raises InputError for a protein over
+        the model's limit.
+
+        >>> load().hidden_states(["MKTAYIAKQR"])[0].shape
+        (7, 10, 192)
+        """
+        wanted = [("residues", layer) for layer in range(self.card.encoder.n_layers + 1)]
+        budget = max(1, self._backend.budget() // len(wanted))  # all layers of a batch are in memory together
+        encoded = [self._encode(record) for record in _records(source)]
+        return [np.stack(layers) for layers in self._run(encoded, wanted, budget)]
+
+    def attentions(self, source: Source) -> list[npt.NDArray[np.float32]]:
+        """Return the attention maps of every protein, (n_layers, H, L, L), without the special tokens' part.
+
+        Row i says where residue i looks: a full row would add up to 1, and what the special tokens take is missing.
+        A protein of 1,000 residues takes 2.6 GB with ESM-2 650M. Raises InputError for one over the model's limit.
+
+        >>> load().attentions(["MKTAYIAKQR"])[0].shape
+        (6, 4, 10, 10)
+        """
+        alphabet = self.card.alphabet
+        results = []
+        for record in _records(source):
+            inside = slice(alphabet.prefix, alphabet.prefix + len(record.sequence))
+            results.append(self._backend.attentions(self._encode(record))[:, :, inside, inside])
         return results
+
+    def contacts(self, source: Source) -> list[npt.NDArray[np.float32]]:
+        """Return the probability (L, L) that two residues are in contact (CB closer than 8 A), for every protein.
+
+        A logistic regression over the attention maps of all layers, each made symmetric and with its average product
+        taken off (Rao et al. 2020, bioRxiv 2020.12.15.422761): no structure is needed, and `contacts[i, j]` means
+        something from |i - j| >= 6 on. ESM-2 and ESM-1b have the regression, `load("esm2_650m").contacts([...])`; for
+        a model without one, such as the bundled model, it raises ModelError. Raises InputError for a protein over the
+        model's limit.
+        """
+        return [self._backend.contacts(self._encode(record)) for record in _records(source)]
+
+    def _encode(self, record: Record) -> npt.NDArray[np.int64]:
+        """Turn a protein that goes through the model in one piece into tokens."""
+        limit = self.card.max_residues
+        if limit is not None and len(record.sequence) > limit:
+            raise InputError(
+                f"{record} has {len(record.sequence)} residues, and the model takes {limit} in one piece",
+                hint="embed and embed_residues split such proteins; elsewhere, give the part that matters.",
+            )
+        return self.card.alphabet.encode(record.sequence)
+
+    def _run(
+        self, encoded: Sequence[npt.NDArray[np.int64]], wanted: Sequence[Output], budget: int
+    ) -> Iterator[list[Array]]:
+        """Compute outputs (T, ...) in batches; yield them protein by protein without the special tokens' rows."""
+        alphabet = self.card.alphabet
+        for group in pack(encoded, size=len, budget=budget):
+            outputs = self._backend.run(TokenBatch.of(group), wanted)
+            stop = 0
+            for tokens in group:
+                start, stop = stop, stop + len(tokens)
+                yield [outputs[name][start + alphabet.prefix : stop - alphabet.suffix] for name in wanted]
 
 
 def _records(source: Source) -> Iterator[Record]:

@@ -36,3 +36,9 @@ class Backend(Protocol):
 
     def run(self, batch: TokenBatch, wanted: Collection[Output]) -> Outputs:
         """Compute the outputs asked for."""
+
+    def contacts(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Compute the probabilities of contact of one protein; (L + specials,) -> (L, L). Raises ModelError."""
+
+    def attentions(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Compute the attention maps of one protein; (T,) -> (n_layers, H, T, T), special tokens in."""

@@ -100,6 +100,15 @@ class ModelCard:
             return None
         return self.encoder.max_length - self.alphabet.prefix - self.alphabet.suffix
 
+    def require_contacts(self) -> None:
+        """Raise ModelError unless the model has a regression from attention maps to contacts."""
+        if not self.contact_head:
+            raise ModelError(
+                f"{self.name} has no contact regression",
+                hint="Checkpoints of ESM-2 and ESM-1b have one; fair-esm keeps it in a file of its own beside the "
+                "weights, NAME-contact-regression.pt.",
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Return what `from_dict` reads, ready for JSON."""
         return {**asdict(self), "alphabet": self.alphabet.to_dict()}

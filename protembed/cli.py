@@ -19,9 +19,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Protein sequences to embeddings and predictions with a pretrained Transformer.",
 )
+models = typer.Typer(help="Models by name: list (the default), info, pull.")
+app.add_typer(models, name="models")
 
 Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")]
-ModelName = Annotated[str, typer.Option("-m", "--model", help="A bundled model, or the path of a checkpoint.")]
+ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `protembed models` lists, or a path.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not download a model that is not there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Arithmetic.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
@@ -75,6 +78,7 @@ def embed(
     resume: Annotated[bool, typer.Option(help="Go on with an output that is not complete.")] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; compute nothing.")] = False,
+    offline: Offline = False,
     variant: Variant = None,
     checkpoint_version: CheckpointVersion = None,
     n_heads: Heads = None,
@@ -84,7 +88,7 @@ def embed(
     from protembed.embed import EmbedOptions
     from protembed.job import EmbedJob, JobOptions, input_files, parse_budget, parse_shard
     from protembed.loading import ModelOptions, open_backend
-    from protembed.writers import Target
+    from protembed.target import Target
 
     console = Console(quiet=quiet)
     part, budget = parse_shard(shard), parse_budget(max_tokens)
@@ -95,6 +99,7 @@ def embed(
         dtype=dtype,
         backend=backend,
         threads=threads,
+        offline=offline,
         **_told(variant, checkpoint_version, n_heads),
     )
     options = EmbedOptions(
@@ -121,6 +126,44 @@ def embed(
             print_table("dry run", ["what", "value"], run.plan())
             return
         with console.meter(run.residues, "residues") as meter:
+            for progress in run.run():
+                meter.update(progress.residues)
+    for line in run.summary():
+        console.say(line)
+    raise typer.Exit(3 if run.failed else 0)
+
+
+@app.command()
+def contacts(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file, one map (L, L) a protein.")],
+    model: ModelName = DEFAULT_MODEL,
+    plot: Annotated[Path | None, typer.Option(help="A folder for one picture (PNG) a protein.")] = None,
+    dtype: Dtype = "auto",
+    store_dtype: Annotated[Literal["float32", "float16"], typer.Option(help="What is written.")] = "float16",
+    device: Device = "auto",
+    threads: Threads = None,
+    unknown: Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know.")] = "x",
+    key: Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the HDF5 file.")] = "id",
+    resume: Annotated[bool, typer.Option(help="Go on with an output that is not complete.")] = False,
+    overwrite: Overwrite = False,
+    offline: Offline = False,
+    n_heads: Heads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Turn FASTA into probabilities of contact between residues; the model must have a contact regression (ESM-2)."""
+    from protembed.contacts import ContactJob, ContactOptions
+    from protembed.job import input_files
+    from protembed.loading import ModelOptions, open_backend
+
+    console = Console(quiet=quiet)
+    loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)
+    options = ContactOptions(
+        out=out, plots=plot, store_dtype=store_dtype, unknown=unknown, key=key, resume=resume, overwrite=overwrite
+    )
+    with input_files(inputs) as paths:
+        run = ContactJob(paths, open_backend(loading), options)
+        with console.meter(run.survey.residues, "residues") as meter:
             for progress in run.run():
                 meter.update(progress.residues)
     for line in run.summary():
@@ -156,9 +199,10 @@ def merge(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A checkpoint of any supported form.")],
+    source: Annotated[str, typer.Argument(help="The name of a model, or a checkpoint of any supported form.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The native checkpoint to write (.safetensors).")],
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
+    offline: Offline = False,
     variant: Variant = None,
     checkpoint_version: CheckpointVersion = None,
     n_heads: Heads = None,
@@ -167,17 +211,42 @@ def convert(
     """Turn a checkpoint into a native one: a .safetensors file that says everything about itself."""
     from protembed.loading import ModelOptions, convert_model
 
-    options = ModelOptions(model=source, device="cpu", dtype=dtype, **_told(variant, checkpoint_version, n_heads))
+    told = _told(variant, checkpoint_version, n_heads)
+    options = ModelOptions(model=source, device="cpu", dtype=dtype, offline=offline, **told)
     card = convert_model(options, out, overwrite=overwrite)
     Console().say(f"{out}: {card.name}, sha256 {card.sha256[:16]}...")
 
 
-@app.command()
-def models() -> None:
-    """List the models that are shipped."""
-    from protembed.loading import describe_bundled
+@models.callback(invoke_without_command=True)
+def _models(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_all()
 
-    print_table("bundled models", ["name", "parameters", "layers", "width", "limit", "license"], describe_bundled())
+
+@models.command("list")
+def list_all() -> None:
+    """List the models that are shipped, in the cache of the Hugging Face hub, or known by name."""
+    from protembed.names import list_models
+
+    print_table("models", *list_models())
+
+
+@models.command()
+def info(name: Annotated[str, typer.Argument(help="The name or path of a model.")]) -> None:
+    """Show one model: its size, limit, licence, source and place."""
+    from protembed.names import describe_model
+
+    print_table(name, ["what", "value"], describe_model(name))
+
+
+@models.command()
+@app.command()
+def pull(name: Annotated[str, typer.Argument(help="A known name or an id of the Hugging Face hub.")]) -> None:
+    """Download a model into the cache of the Hugging Face hub, check it, and say what to copy elsewhere."""
+    from protembed.names import pull_model
+
+    for line in pull_model(name):
+        Console().say(line)
 
 
 @app.command()

@@ -49,6 +49,10 @@ class Embedding:
     vector: Array | None
     residues: Array | None
 
+    @property
+    def arrays(self) -> dict[str, Array | None]:
+        return {"proteins": self.vector, "residues": self.residues}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
@@ -232,7 +236,8 @@ class _Assembly:
             if kind == "cls":
                 joined[kind] = np.mean([result[kind] for _, result in windows], axis=0, dtype=np.float32)
             else:
-                joined[kind] = residues.mean(axis=0) if kind == "mean" else residues.max(axis=0)
+                mean = residues.mean(axis=0, dtype=np.float64).astype(np.float32)
+                joined[kind] = mean if kind == "mean" else residues.max(axis=0)
         return joined
 
     def _finish(self, record: Record, result: dict[str, Array]) -> Embedding | Failure:

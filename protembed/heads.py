@@ -69,7 +69,7 @@ class ContactHead(nn.Module):
 class Observed(Packed):
     """One sequence whose attention maps are shown to `observe`, layer by layer: (H, L, L), softmax taken."""
 
-    def __init__(self, length: int, observe: Callable[[Tensor], None], device: torch.device | str = "cpu") -> None:
+    def __init__(self, length: int, observe: Callable[[Tensor], object], device: torch.device | str = "cpu") -> None:
         super().__init__([length], device)
         self.observe = observe
 

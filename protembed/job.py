@@ -22,7 +22,8 @@ from protembed.embed import EmbedOptions, embed_batches, residue_limit
 from protembed.errors import InputError, OutputError, UsageError
 from protembed.records import Record, read_fasta
 from protembed.survey import DuplicatePolicy, KeyKind, Shard, Survey, UnknownPolicy, assign_keys, survey
-from protembed.writers import Attributes, HDF5Writer, Target
+from protembed.target import Target
+from protembed.writers import Attributes, HDF5Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +178,8 @@ class EmbedJob:
 
     def run(self) -> Iterator[Progress]:
         """Compute and write everything; yield after every batch. `failed` then counts records without a result."""
-        self._check_space()
+        smaller = "Choose another folder, leave out --residues, or split the work with --shard."
+        check_space(self._job.target.main.parent, self.estimate().output_bytes, hint=smaller)
         kinds = self._job.target.files
         writer = HDF5Writer(
             self._job.target,
@@ -262,15 +264,14 @@ class EmbedJob:
                 hint="--long split (windows, averaged), truncate or skip.",
             )
 
-    def _check_space(self) -> None:
-        folder = self._job.target.main.parent
-        if not folder.is_dir():
-            raise OutputError(f"{folder}: no such folder", hint=f"mkdir -p {folder}")
-        if not os.access(folder, os.W_OK):
-            raise OutputError(f"{folder}: cannot be written to", hint="Choose another folder with -o.")
-        needed, free = self.estimate().output_bytes, shutil.disk_usage(folder).free
-        if needed > free:
-            raise OutputError(
-                f"{folder}: the output takes about {needed / 1e9:.2g} GB, {free / 1e9:.2g} GB are free",
-                hint="Choose another folder, leave out --residues, or split the work with --shard.",
-            )
+
+def check_space(folder: Path, needed: int, *, hint: str) -> None:
+    """Raise OutputError unless the folder is there, can be written to, and has room for so many bytes."""
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder", hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder}: cannot be written to", hint="Choose another folder with -o.")
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise OutputError(
+            f"{folder}: the output takes about {needed / 1e9:.2g} GB, {free / 1e9:.2g} GB are free", hint=hint
+        )

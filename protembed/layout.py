@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 PLAIN_LENGTH = 1024
@@ -70,6 +69,8 @@ class Packed:
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One flash-attention call over all sequences (CUDA, half precision)."""
+        from torch.nn.attention.varlen import varlen_attn  # takes a second to import, and only a GPU needs it
+
         attended = varlen_attn(q, k, v, self.offsets, self.offsets, self.longest, self.longest)
         assert isinstance(attended, Tensor)
         return attended  # (T, H, K)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from protembed.backend import Backend
 from protembed.card import DEFAULT_MODEL, ModelCard
-from protembed.errors import ModelError, OutputError, UsageError
+from protembed.errors import OutputError, UsageError
+from protembed.names import find_model
+from protembed.registry import show_terms
 
 if TYPE_CHECKING:
     from protembed.model import ProteinModel
@@ -14,41 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model, where and how it runs; the last three tell what a ProteinLM file may not say itself."""
+    """Which model, where and how it runs; `offline`: a model that is not there is not downloaded.
+
+    The last three tell what a ProteinLM file may not say itself.
+    """
 
     model: str = DEFAULT_MODEL
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "auto"
     threads: int | None = None
+    offline: bool = False
     variant: Literal["trained", "tape-port"] | None = None
     checkpoint_version: float | None = None
     n_heads: int | None = None
-
-
-def weights_folder() -> Path:
-    """Return the folder of the bundled models: inside an installed package, at the top of a source tree."""
-    here = Path(__file__).parent
-    installed = here / "weights"
-    return installed if installed.is_dir() else here.parent / "weights"
-
-
-def bundled_models() -> dict[str, Path]:
-    """Return the models that are shipped, by name."""
-    return {path.stem: path for path in sorted(weights_folder().glob("*.safetensors"))}
-
-
-def find_model(name: str) -> Path:
-    """Return the file or folder of a model: a bundled name, or a path. Raises ModelError."""
-    bundled = bundled_models()
-    if name in bundled:
-        return bundled[name]
-    if Path(name).exists():
-        return Path(name)
-    raise ModelError(
-        f"no model is called {name!r}, and no file or folder",
-        hint=f"Bundled: {', '.join(bundled) or 'none'}. Or give the path of a checkpoint (native, ESM-2, ...).",
-    )
 
 
 def open_model(options: ModelOptions) -> "ProteinModel":
@@ -58,7 +39,7 @@ def open_model(options: ModelOptions) -> "ProteinModel":
     from protembed import checkpoint, convert
     from protembed.torch_backend import choose_device, choose_dtype
 
-    path = find_model(options.model)
+    path = find_model(options.model, offline=options.offline)
     if options.threads is not None:
         if options.threads < 1:
             raise UsageError("--threads must be at least 1")
@@ -66,15 +47,18 @@ def open_model(options: ModelOptions) -> "ProteinModel":
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     if checkpoint.is_native(path):
-        return checkpoint.load(path, device=device, dtype=dtype)
-    return convert.load_foreign(
-        path,
-        device=device,
-        dtype=dtype,
-        variant=options.variant,
-        checkpoint_version=options.checkpoint_version,
-        n_heads=options.n_heads,
-    )
+        model = checkpoint.load(path, device=device, dtype=dtype)
+    else:
+        model = convert.load_foreign(
+            path,
+            device=device,
+            dtype=dtype,
+            variant=options.variant,
+            checkpoint_version=options.checkpoint_version,
+            n_heads=options.n_heads,
+        )
+    show_terms(model.card.license)
+    return model
 
 
 def open_backend(options: ModelOptions) -> Backend:
@@ -96,16 +80,3 @@ def convert_model(options: ModelOptions, out: Path, *, overwrite: bool) -> Model
         raise OutputError(f"{out} exists", hint="--overwrite replaces it.")
     model = open_model(options)
     return checkpoint.save(model, out, dtype=model.encoder.embedding.weight.dtype)
-
-
-def describe_bundled() -> list[list[str]]:
-    """Return name, parameters, layers, width, limit of length and licence of every bundled model."""
-    from protembed import checkpoint
-
-    rows = []
-    for name, path in bundled_models().items():
-        card = checkpoint.read_card(path)
-        limit = "none" if card.max_residues is None else f"{card.max_residues:,} residues"
-        parameters = f"{checkpoint.count_parameters(path) / 1e6:.1f} M"
-        rows.append([name, parameters, str(card.encoder.n_layers), str(card.encoder.d_model), limit, card.license])
-    return rows

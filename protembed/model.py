@@ -1,9 +1,11 @@
 """ProteinModel: the encoder and its heads, from tokens to named outputs."""
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from protembed.card import ModelCard
 from protembed.encoder import Encoder
@@ -12,6 +14,21 @@ from protembed.heads import ContactHead, MaskedLanguageModelHead, Observed, Pool
 from protembed.layout import Layout, Packed
 
 _FROM_LAST = ("logits", "pooled")  # outputs that exist for the last layer alone
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Skips torch.nn.init: on the meta device it would draw nothing, and import torch's compiler for it (0.8 s)."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def skeleton(card: ModelCard) -> "ProteinModel":
+    """Build a model without memory for its weights (meta device): shapes and names, to be filled."""
+    with torch.device("meta"), _NoInitialisation():
+        return ProteinModel(card)
 
 
 class ProteinModel(nn.Module):
@@ -37,9 +54,9 @@ class ProteinModel(nn.Module):
 
     def contacts(self, tokens: Tensor) -> Tensor:
         """Return the probability of contact of every two residues of one protein; (L + specials,) -> (L, L)."""
+        self.card.require_contacts()
         head, alphabet = self.contact_head, self.card.alphabet
-        if head is None:
-            raise ModelError(f"{self.card.name} has no contact head")
+        assert head is not None
         residues = slice(alphabet.prefix, len(tokens) - alphabet.suffix)
         scores: list[Tensor] = []
 
@@ -49,6 +66,14 @@ class ProteinModel(nn.Module):
         self(tokens, Observed(len(tokens), observe, tokens.device))
         contacts: Tensor = head(scores)
         return contacts
+
+    def attentions(self, tokens: Tensor) -> Tensor:
+        """Return the attention maps of one protein, on the CPU: together they are large; (n_layers, H, T, T)."""
+        config, length = self.card.encoder, len(tokens)
+        maps = torch.empty(config.n_layers, config.n_heads, length, length)
+        layers = iter(maps)
+        self(tokens, Observed(length, lambda probabilities: next(layers).copy_(probabilities), tokens.device))
+        return maps
 
     def pooled(self, hidden: Tensor, layout: Packed) -> Tensor:
         """Return the vector of every protein that the model was trained to make; (T, D) of the last layer -> (N, D)."""

@@ -28,7 +28,8 @@ def check_output(output: Path, inputs: Sequence[str], kind: KeyKind = "id") -> i
     with file:
         if not file.attrs.get("complete", False):
             raise OutputError(f"{output} is not complete", hint="Its run did not finish: go on with --resume.")
-        rows = file.attrs.get("content") == "per-residue" and file.attrs.get("long_proteins") != "truncate"
+        content, long = file.attrs.get("content"), file.attrs.get("long_proteins")
+        rows = content in ("per-residue", "contacts") and long != "truncate"
         keys = set()
         for record in read_fasta(inputs):
             key = key_of(record, kind)

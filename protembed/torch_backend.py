@@ -1,7 +1,8 @@
 """The torch runtime: a ProteinModel on a CPU or a CUDA device."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -85,17 +86,36 @@ class TorchBackend:
 
     @torch.inference_mode()
     def run(self, batch: TokenBatch, wanted: Collection[Output]) -> Outputs:
-        try:
-            tokens = torch.from_numpy(batch.tokens).to(self._device)
-            outputs = self._model.outputs(tokens, Packed(batch.lengths, self._device), wanted)
+        with _memory_reported():
+            outputs = self._model.outputs(self._move(batch.tokens), Packed(batch.lengths, self._device), wanted)
             return {name: _to_numpy(values) for name, values in outputs.items()}
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def contacts(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        with _memory_reported():
+            return _to_numpy(self._model.contacts(self._move(tokens)))
+
+    @torch.inference_mode()
+    def attentions(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        with _memory_reported():
+            return _to_numpy(self._model.attentions(self._move(tokens)))
+
+    def _move(self, tokens: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(tokens).to(self._device)
+
+
+@contextmanager
+def _memory_reported() -> Iterator[None]:
+    """Turn the ways in which torch says that memory is short into OutOfMemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise OutOfMemoryError(str(error)) from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):  # torch's own CPU allocator has no exception class
             raise OutOfMemoryError(str(error)) from error
-        except RuntimeError as error:
-            if "not enough memory" in str(error):  # torch's own CPU allocator has no exception class
-                raise OutOfMemoryError(str(error)) from error
-            raise
+        raise
 
 
 def _to_numpy(values: Tensor) -> npt.NDArray[np.floating[Any]]:

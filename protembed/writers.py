@@ -1,4 +1,4 @@
-"""Embeddings into HDF5: flat files that other tools read, whole or not there at all.
+"""Results into HDF5: flat files that other tools read, whole or not there at all.
 
 While a run goes on, `OUT.h5.partial/` beside the target holds finished segments, each a complete HDF5 file of the
 records [start, stop) of the input. A killed run loses at most the segment it was in; `--resume` goes on after the last.
@@ -14,66 +14,29 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
 
-from protembed.embed import Array, Embedding, Failure
-from protembed.errors import OutputError, UsageError
-from protembed.survey import Shard
+from protembed.embed import Array, Failure
+from protembed.errors import OutputError
+from protembed.records import Record
+from protembed.target import Target
 
 SEGMENT_SECONDS = 10.0
 _RUN = "run_sha256"
 Attributes = Mapping[str, str | int | bool]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Where a run writes: per-protein vectors, per-residue rows, or both; failed records go to `failures`."""
-
-    proteins: Path | None
-    residues: Path | None
-
-    @classmethod
-    def of(cls, proteins: Path | None, residues: Path | None, shard: Shard) -> "Target":
-        """Name the files of a run; a shard's are called OUT.shard-I-of-N.h5, so that all can get the same command."""
-        if proteins is None and residues is None:
-            raise UsageError("no output is named", hint="-o OUT.h5 (a vector a protein), --residues FILE, or both.")
-        if proteins == residues:
-            raise UsageError("-o and --residues name the same file", hint="Other tools expect one kind a file.")
-
-        def named(path: Path | None) -> Path | None:
-            if path is None or shard.count == 1:
-                return path
-            return path.with_name(f"{path.stem}.shard-{shard.number}-of-{shard.count}{path.suffix}")
-
-        return cls(proteins=named(proteins), residues=named(residues))
+class Result(Protocol):
+    """What was computed from one record: arrays by the kind of file they belong to."""
 
     @property
-    def main(self) -> Path:
-        """The file that names the run."""
-        path = self.proteins or self.residues
-        assert path is not None
-        return path
+    def record(self) -> Record: ...
 
     @property
-    def files(self) -> dict[str, Path]:
-        """Final files by kind."""
-        named = {"proteins": self.proteins, "residues": self.residues}
-        return {kind: path for kind, path in named.items() if path is not None}
-
-    @property
-    def partial(self) -> Path:
-        return self.main.with_name(self.main.name + ".partial")
-
-    @property
-    def failures(self) -> Path:
-        return self.main.with_suffix(".failed.tsv")
-
-    def count_failures(self) -> int:
-        """Return how many records a finished run has listed as failed."""
-        return self.failures.read_text(encoding="utf-8").count("\n") - 1 if self.failures.exists() else 0
+    def arrays(self) -> Mapping[str, Array | None]: ...
 
 
 @dataclass(frozen=True)
@@ -91,8 +54,8 @@ class HDF5Writer:
     """Writes the results of one run in order, segment by segment; see the module's docstring.
 
     `fingerprint` tells everything the content depends on; a partial output with another one is not gone on with.
-    `done` is the number of input records that are safely written when the writer opens; `complete` tells that an earlier
-    run has finished already: there is nothing to add.
+    `done` is the number of input records that are safely written when the writer opens; `complete` tells that an
+    earlier run has finished already: there is nothing to add.
     """
 
     def __init__(
@@ -122,16 +85,16 @@ class HDF5Writer:
         self._between_batches = True
         self._opened = time.monotonic()
 
-    def add(self, key: str, item: Embedding | Failure) -> None:
+    def add(self, key: str, item: Result | Failure) -> None:
         """Write one record; a Failure goes into the list of failures."""
         self._between_batches = False
         if isinstance(item, Failure):
             self._failures.append(f"{item.record.id}\t{item.reason}\n")
             return
         with _reported(self._target.main):
-            for kind, values in (("proteins", item.vector), ("residues", item.residues)):
+            for kind, values in item.arrays.items():
                 if kind in self._target.files and values is not None:
-                    self._write(kind, key, item, values)
+                    self._write(kind, key, item.record, values)
 
     def batch_done(self, position: int) -> None:
         """Note that all records before `position` have been added; now and then this closes a segment."""
@@ -231,16 +194,16 @@ class HDF5Writer:
     def _create(self, kind: str) -> h5py.File:
         return h5py.File(self._target.partial / f"{kind}.tmp", "w", track_order=True)
 
-    def _write(self, kind: str, key: str, item: Embedding, values: Array) -> None:
+    def _write(self, kind: str, key: str, record: Record, values: Array) -> None:
         if kind not in self._files:
             self._files[kind] = self._create(kind)
         stored = values.astype(self._dtypes[kind], copy=False)
         if not np.isfinite(stored).all():
-            raise OutputError(f"{item.record}: values do not fit into float16", hint="--store-dtype float32")
+            raise OutputError(f"{record}: values do not fit into float16", hint="--store-dtype float32")
         dataset = self._files[kind].create_dataset(key, data=stored)
-        dataset.attrs["original_id"] = item.record.id
-        dataset.attrs["description"] = item.record.description
-        dataset.attrs["length"] = len(item.record.sequence)
+        dataset.attrs["original_id"] = record.id
+        dataset.attrs["description"] = record.description
+        dataset.attrs["length"] = len(record.sequence)
 
 
 def _fingerprint_of(path: Path) -> str:

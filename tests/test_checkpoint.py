@@ -1,5 +1,7 @@
 """The native checkpoint: what goes in comes out, and what is damaged is refused by name."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from protembed import checkpoint
 from protembed.card import EncoderConfig, ModelCard
 from protembed.errors import ModelError
 from protembed.model import ProteinModel
+from protembed.train.config import ModelSection
+from protembed.train.trainer import make_card
 
 CPU = torch.device("cpu")
 
@@ -45,6 +49,31 @@ def test_writing_replaces_the_file_as_a_whole(
         checkpoint.save(model, path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
     assert path.read_bytes() == model_file.read_bytes()
+
+
+MEASURE = """
+import sys, torch
+from pathlib import Path
+from protembed import checkpoint
+def memory(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+checkpoint.load(Path(sys.argv[1]), device=torch.device("cpu"))
+before = memory("VmRSS")
+model = checkpoint.load(Path(sys.argv[2]), device=torch.device("cpu"), dtype=getattr(torch, sys.argv[3]))
+print((memory("VmHWM") - before) / sum(tensor.nbytes for tensor in model.state_dict().values()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_is_never_in_memory_twice(model_file: Path, tmp_path: Path, dtype: str) -> None:
+    card = make_card(ModelSection(name="large", d_model=512, n_layers=16, n_heads=8, d_ff=2048))
+    model = ProteinModel(card)
+    model.initialise(0)
+    checkpoint.save(model, tmp_path / "large.safetensors")
+    command = [sys.executable, "-c", MEASURE, model_file, tmp_path / "large.safetensors", dtype]
+    ratio = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert ratio < 1.15
 
 
 def altered(model_file: Path, path: Path, change: str) -> Path:

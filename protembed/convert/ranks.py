@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protembed.convert.weights import Spec, TorchFile, Weights
+from protembed.convert.weights import TorchFile, Weights
 from protembed.errors import ModelError
+from protembed.tensorfile import Spec
 
 _FILE = "model_optim_rng.pt"
 _TRACKER = "latest_checkpointed_iteration.txt"

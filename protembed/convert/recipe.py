@@ -1,7 +1,6 @@
 """A recipe: how the weights of one foreign checkpoint become those of a native model."""
 
 import fnmatch
-import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from protembed.card import ModelCard
-from protembed.checkpoint import digest, fill
+from protembed.checkpoint import digest, make_model, widest
 from protembed.convert.weights import Renamed, Weights
 from protembed.errors import ModelError
 from protembed.model import ProteinModel
@@ -82,20 +81,12 @@ def strip(weights: Weights, *prefixes: str) -> Weights:
 
 
 def build(recipe: Recipe, *, path: Path, device: torch.device, dtype: torch.dtype | None) -> ProteinModel:
-    """Fill a new model, tensor by tensor, in `dtype` or the widest type of the file. Raises ModelError."""
+    """Make the model tensor by tensor, in `dtype` or the widest type of the file. Raises ModelError."""
     _check_names(recipe, path)
-    with torch.device("meta"):
-        model = ProteinModel(recipe.card)
     specs = recipe.weights.specs
-    types = [specs[source].dtype for rule in recipe.rules for source in rule.sources]
-    dtype = dtype or functools.reduce(torch.promote_types, types)
-    # All room is taken at once: temporary tensors between lasting ones would leave holes in the heap.
-    room = {name: torch.empty_like(t, dtype=dtype, device=device) for name, t in model.state_dict().items()}
-    tensors = {}
-    for rule in recipe.rules:
-        made, place = _make(rule, recipe.weights, path), room[rule.native]
-        tensors[rule.native] = place.copy_(made) if place.shape == made.shape else made  # `fill` names misfits
-    fill(model, tensors, place=str(path))
+    dtype = dtype or widest(specs[source].dtype for rule in recipe.rules for source in rule.sources)
+    tensors = ((rule.native, _make(rule, recipe.weights, path)) for rule in recipe.rules)
+    model = make_model(recipe.card, tensors, device=device, dtype=dtype, place=str(path))
     model.card = replace(recipe.card, sha256=digest(model.state_dict()))
     return model
 

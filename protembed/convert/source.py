@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from protembed.convert import ranks
-from protembed.convert.weights import Joined, SafetensorsFile, TorchFile, Weights
+from protembed.convert.weights import Joined, TorchFile, Weights
 from protembed.errors import ModelError
+from protembed.tensorfile import SafetensorsFile
 
 Variant = Literal["trained", "tape-port"]
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

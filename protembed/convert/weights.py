@@ -1,30 +1,19 @@
 """Weights of foreign files by name, read one tensor at a time so that a model is never in memory twice."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from protembed.convert.unpickle import is_mappable, unpickle
 from protembed.errors import ModelError
+from protembed.tensorfile import Spec
 
 # What is read of a mapped file stays in memory until the map is dropped and made anew: after so many bytes, or shares.
 _WINDOW = 16 * 2**20
-_MAPS = 32
+_MAPS = 64
 _STATES = ("model", "state_dict", "model_state_dict")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """Shape and type of one tensor; two tensors of one file with the same address are one."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    address: int = 0
 
 
 class Weights(Protocol):
@@ -36,25 +25,6 @@ class Weights(Protocol):
 
     def read(self, name: str) -> Tensor:
         """Return one tensor, once; it may be a view of the file: copy what is kept."""
-
-
-class SafetensorsFile:
-    """One .safetensors file; every read maps the file anew, so what was read before does not stay in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with safe_open(path, framework="pt") as file:
-                self.specs = {name: _spec(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path}: cannot be read as safetensors ({error})", hint="Is the file complete? Copy it again."
-            ) from error
-
-    def read(self, name: str) -> Tensor:
-        with safe_open(self.path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
 
 
 class TorchFile:
@@ -73,7 +43,7 @@ class TorchFile:
             k: v for k, v in content.items() if k == "cfg" or not isinstance(v, dict | Tensor)
         }
         self._tensors = _state(content)
-        self.specs = {name: _spec(tensor) for name, tensor in self._tensors.items()}
+        self.specs = {name: Spec.of(tensor) for name, tensor in self._tensors.items()}
         self._window = max(_WINDOW, sum(tensor.nbytes for tensor in self._tensors.values()) // _MAPS)
         self._seen = 0
 
@@ -110,10 +80,6 @@ class Renamed:
 
     def read(self, name: str) -> Tensor:
         return self._weights.read(self._names[name])
-
-
-def _spec(tensor: Tensor) -> Spec:
-    return Spec(shape=tuple(tensor.shape), dtype=tensor.dtype, address=tensor.data_ptr())
 
 
 def _state(content: Mapping[Any, Any]) -> dict[str, Tensor]:

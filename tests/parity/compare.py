@@ -9,8 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from protembed.api import Model
 from protembed.layout import Packed
 from protembed.model import ProteinModel
+from protembed.torch_backend import TorchBackend
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 TOGETHER = ("packed", "packedall")  # several proteins in one row
@@ -47,6 +49,16 @@ def compute(model: ProteinModel, tokens: Tensor) -> dict[str, Tensor]:
     if model.card.contact_head:
         ours["contacts"] = model.contacts(tokens)
     return ours
+
+
+def standard_logits(model: ProteinModel, arrays: Arrays) -> float:
+    """Return the largest difference of `Model.logits` from the original's scores at the rows of A, C, D, ... Y."""
+    alphabet = model.card.alphabet
+    tokens, expected = arrays["p2.tokens"].flatten(), arrays["p2.logits"]
+    residues = slice(alphabet.prefix, len(tokens) - alphabet.suffix)
+    rows = [alphabet.tokens.index(letter) for letter in "ACDEFGHIKLMNPQRSTVWY"]
+    ours = Model(TorchBackend(model)).logits([alphabet.decode(tokens)])[0]
+    return float(np.abs(ours - expected[residues][:, rows]).max())
 
 
 def _layers(ours: dict[str, Tensor], expected: npt.NDArray[Any]) -> Tensor:

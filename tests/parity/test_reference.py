@@ -18,7 +18,7 @@ from protembed import checkpoint
 from protembed.convert import load_foreign
 from protembed.layout import Packed
 from protembed.model import ProteinModel
-from tests.parity.compare import differences
+from tests.parity.compare import differences, standard_logits
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "reference"
 REFERENCE = Path(os.environ.get("PROTEMBED_REFERENCE", BESIDE))
@@ -80,6 +80,25 @@ def test_alphabet_makes_the_tokens_of_the_original(entry: dict[str, Any]) -> Non
         assert names
         for name in names:
             assert model.card.alphabet.encode(sequences[name]).tolist() == arrays[f"{name}.tokens"].flatten().tolist()
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: str(entry["checkpoint"]))
+def test_columns_of_logits_are_the_standard_residues(entry: dict[str, Any]) -> None:
+    model = load(entry["checkpoint"])
+    with np.load(REFERENCE / entry["expected"]) as arrays:
+        if model.mlm_head is None or "p2.logits" not in arrays:
+            pytest.skip("no logits")
+        assert standard_logits(model, arrays) < TOLERANCE
+
+
+def test_attentions_of_esm2() -> None:
+    model = load("esm2_hf")
+    with np.load(REFERENCE / "esm2_fair/expected.npz") as arrays:
+        name, expected = arrays["batch.ids"][0], arrays["batch.attentions_first"]
+        tokens = torch.from_numpy(arrays[f"{name}.tokens"]).flatten()
+    with torch.inference_mode():
+        maps = model.attentions(tokens).numpy()
+    assert np.abs(maps - expected[..., : len(tokens), : len(tokens)]).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["packed", "packedall"])
