@@ -86,8 +86,10 @@ def embed(
 ) -> None:
     """Turn FASTA into embeddings, written to HDF5."""
     from protembed.embed import EmbedOptions
-    from protembed.job import EmbedJob, JobOptions, input_files, parse_budget, parse_shard
+    from protembed.job import EmbedJob, JobOptions, parse_budget
     from protembed.loading import ModelOptions, open_backend
+    from protembed.records import input_files
+    from protembed.shard import parse_shard
     from protembed.target import Target
 
     console = Console(quiet=quiet)
@@ -153,8 +155,8 @@ def contacts(
 ) -> None:
     """Turn FASTA into probabilities of contact between residues; the model must have a contact regression (ESM-2)."""
     from protembed.contacts import ContactJob, ContactOptions
-    from protembed.job import input_files
     from protembed.loading import ModelOptions, open_backend
+    from protembed.records import input_files
 
     console = Console(quiet=quiet)
     loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)

@@ -3,11 +3,8 @@
 import itertools
 import os
 import shutil
-import sys
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +17,10 @@ from protembed import __version__
 from protembed.backend import Backend
 from protembed.embed import EmbedOptions, embed_batches, residue_limit
 from protembed.errors import InputError, OutputError, UsageError
+from protembed.plan import Estimate, estimate
 from protembed.records import Record, read_fasta
-from protembed.survey import DuplicatePolicy, KeyKind, Shard, Survey, UnknownPolicy, assign_keys, survey
+from protembed.shard import Shard
+from protembed.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_keys, survey
 from protembed.target import Target
 from protembed.writers import Attributes, HDF5Writer
 
@@ -46,42 +45,6 @@ class Progress:
 
     records: int
     residues: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What a run will need: bytes written, bytes of memory for weights and one batch, floating-point operations."""
-
-    output_bytes: int
-    memory_bytes: int
-    operations: int
-
-
-@contextmanager
-def input_files(paths: Sequence[str]) -> Iterator[list[str]]:
-    """Yield paths that can be read more than once: standard input (`-`) is kept in a temporary file meanwhile."""
-    if "-" not in paths:
-        yield list(paths)
-        return
-    with tempfile.TemporaryDirectory(prefix="protembed-") as folder:
-        copy = Path(folder, "standard input")
-        with copy.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield [str(copy) if path == "-" else path for path in paths]
-
-
-def parse_shard(text: str) -> Shard:
-    """Read `I/N`, or `slurm`: this task of a SLURM job array (its tasks need not count from 1)."""
-    if text == "slurm":
-        try:
-            task, first, count = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "COUNT"))
-        except (KeyError, ValueError) as error:
-            raise UsageError("--shard slurm: not in a SLURM job array", hint="sbatch --array=1-8 ...") from error
-        return Shard(task - first + 1, count)
-    number, slash, count_text = text.partition("/")
-    if not (slash and number.isdigit() and count_text.isdigit()):
-        raise UsageError(f"--shard {text}: not of the form I/N", hint="Example: --shard 1/8, or --shard slurm.")
-    return Shard(int(number), int(count_text))
 
 
 def parse_budget(text: str) -> int | None:
@@ -129,33 +92,27 @@ class EmbedJob:
     def estimate(self) -> Estimate:
         """Estimate the needs of the run from lengths and configuration."""
         config = self._backend.card.encoder
-        lengths = self.lengths.astype(np.int64)
-        matrices = 4 * config.d_model**2 + (3 if config.activation == "swiglu" else 2) * config.d_model * config.d_ff
-        operations = 2 * matrices * int(lengths.sum()) + 4 * config.d_model * int((lengths**2).sum())
-        vector = 2 * config.d_model if self._options.pool == "mean+max" else config.d_model
-        written = 0
-        if self._job.target.proteins:
-            written += len(lengths) * (vector * np.dtype(self._dtype("proteins")).itemsize + 600)
-        if self._job.target.residues:
-            written += (
-                int(lengths.sum()) * config.d_model * np.dtype(self._dtype("residues")).itemsize + len(lengths) * 600
-            )
-        weights = 4 * (config.vocab_size * config.d_model + config.n_layers * matrices)
-        budget = max(self._options.max_tokens or self._backend.budget(), int(lengths.max(initial=0)))
-        activations = 4 * budget * (6 * config.d_model + 3 * config.d_ff)
-        return Estimate(
-            output_bytes=written, memory_bytes=weights + activations, operations=operations * config.n_layers
+        width = 2 * config.d_model if self._options.pool == "mean+max" else config.d_model
+        rows = {"proteins": len(self.lengths) * width, "residues": self.residues * config.d_model}
+        kinds = self._job.target.files
+        return estimate(
+            config,
+            self.lengths,
+            value_bytes=sum(rows[kind] * np.dtype(self._dtype(kind)).itemsize for kind in kinds),
+            datasets=len(self.lengths) * len(kinds),
+            budget=self._options.max_tokens or self._backend.budget(),
         )
 
     def plan(self) -> list[list[str]]:
         """Describe the run before it is done, for --dry-run."""
         needs, lengths = self.estimate(), self.lengths
+        quantiles = np.quantile(lengths, (0, 0.5, 1)) if len(lengths) else [0, 0, 0]
         seconds = needs.operations / self._backend.operations_per_second()
         return [
             ["model", f"{self._backend.card.name} ({self._backend.description})"],
             ["records", f"{len(lengths):,}"],
             ["residues", f"{self.residues:,}"],
-            ["shortest, median, longest", f"{lengths.min():,}, {np.median(lengths):,.0f}, {lengths.max():,}"],
+            ["shortest, median, longest", ", ".join(f"{length:,.0f}" for length in quantiles)],
             ["longer than the model's limit", f"{self.over_limit:,}"],
             ["letters outside the alphabet", f"{self.survey.unknown:,}"],
             ["output", f"about {needs.output_bytes / 1e6:,.1f} MB"],

@@ -5,10 +5,12 @@ import gzip
 import io
 import lzma
 import re
+import shutil
 import sys
+import tempfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +93,19 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
                 yield clean(Record(words[0], sequence, title.strip(), f"{name}, line {line}"))
             if lines.number == 0:
                 raise InputError(f"{name}: the file is empty", hint="It should hold FASTA records.")
+
+
+@contextmanager
+def input_files(paths: Sequence[str]) -> Iterator[list[str]]:
+    """Yield paths that can be read more than once: standard input (`-`) is kept in a temporary file meanwhile."""
+    if "-" not in paths:
+        yield list(paths)
+        return
+    with tempfile.TemporaryDirectory(prefix="protembed-") as folder:
+        copy = Path(folder, "standard input")
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield [str(copy) if path == "-" else path for path in paths]
 
 
 class _Lines:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.alphabet import Alphabet
-from protembed.errors import InputError, UsageError
+from protembed.errors import InputError
 from protembed.records import Record
 
 KeyKind = Literal["id", "md5", "biotrainer"]
@@ -143,30 +143,3 @@ def assign_keys(
 
 def _noun(kind: KeyKind) -> str:
     return "same id (with / written as _)" if kind == "id" else "same sequence"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `number` of `count` (from 1) of the input: a contiguous slice, so that merging is putting end to end."""
-
-    number: int = 1
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.count:
-            raise UsageError(
-                f"shard {self.number}/{self.count} does not exist",
-                hint=f"Shards are 1/{self.count} to {self.count}/{self.count}.",
-            )
-
-    def range(self, lengths: npt.NDArray[np.int32]) -> range:
-        """Return the indices of this shard's records: all shards together have every record once, residues balanced.
-
-        >>> [Shard(n, 2).range(np.array([5, 1, 1, 3], np.int32)) for n in (1, 2)]
-        [range(0, 1), range(1, 4)]
-        """
-        middle = np.cumsum(lengths, dtype=np.int64) - lengths / 2
-        bounds = np.searchsorted(middle, np.arange(self.count + 1) * (lengths.sum(dtype=np.int64) / self.count))
-        return range(
-            int(bounds[self.number - 1]), int(bounds[self.number]) if self.number < self.count else len(lengths)
-        )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protembed.errors import UsageError
-from protembed.survey import Shard
+from protembed.shard import Shard
 
 
 @dataclass(frozen=True, kw_only=True)

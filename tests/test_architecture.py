@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "protembed"
 FLOORS = [
     ["errors"],
     ["alphabet"],
-    ["card", "records", "batching", "registry", "hub"],
-    ["survey", "layout", "tensorfile"],
+    ["card", "records", "batching", "registry", "hub", "shard"],
+    ["survey", "layout", "tensorfile", "plan"],
     ["encoder", "heads"],
     ["model"],
     ["checkpoint"],

@@ -106,6 +106,15 @@ def test_shards_merge_to_the_same_file(run: Run, model_file: Path, fasta: Path, 
     assert "shard 3 is missing" in missing.stderr
 
 
+def test_more_shards_than_records(run: Run, model_file: Path, tmp_path: Path) -> None:
+    write_fasta(tmp_path / "one.fasta", {"a": "MKTA"})
+    for number in (1, 2):
+        embed(run, model_file, "one.fasta", "-o", "out.h5", "--shard", f"{number}/2")
+    assert run("embed", "one.fasta", "-m", model_file, "-o", "o.h5", "--shard", "1/2", "--dry-run").returncode == 0
+    assert run("merge", "out.h5", "out.shard-1-of-2.h5", "out.shard-2-of-2.h5").returncode == 0
+    assert list(datasets(tmp_path / "out.h5")) == ["a"]
+
+
 def test_check_finds_what_is_missing(run: Run, model_file: Path, fasta: Path, tmp_path: Path) -> None:
     embed(run, model_file, fasta, "-o", "out.h5")
     more = write_fasta(tmp_path / "more.fasta", {**SEQUENCES, "new": "MK"})

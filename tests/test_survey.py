@@ -7,9 +7,10 @@ import pytest
 
 from protembed.alphabet import PROTEMBED
 from protembed.errors import InputError, UsageError
-from protembed.job import parse_budget, parse_shard
+from protembed.job import parse_budget
 from protembed.records import Record
-from protembed.survey import DuplicatePolicy, KeyKind, Shard, Survey, assign_keys, key_of, survey
+from protembed.shard import Shard, parse_shard
+from protembed.survey import DuplicatePolicy, KeyKind, Survey, assign_keys, key_of, survey
 
 
 def look(records: list[Record], key: KeyKind = "id") -> Survey:
