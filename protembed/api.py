@@ -29,14 +29,15 @@ def load(
     dtype: str = "auto",
     backend: str = "auto",
     threads: int | None = None,
+    offline: bool = False,
     variant: Literal["trained", "tape-port"] | None = None,
     checkpoint_version: float | None = None,
     n_heads: int | None = None,
 ) -> "Model":
     """Load a model: the bundled one, another by name, or a checkpoint of any supported form by path.
 
-    `variant`, `checkpoint_version` and `n_heads` tell what a ProteinLM file does not say itself.
-    Raises ModelError when it is missing, damaged or of an unknown kind, UsageError for a device that is not there.
+    With `offline` a model that is not there is not downloaded. `variant`, `checkpoint_version` and `n_heads` tell what
+    a ProteinLM file does not say itself. Raises ModelError when it is missing, damaged or of an unknown kind, UsageError for a device that is not there.
 
     >>> load().embed_residues(["MKTAYIAKQR"])[0].shape
     (10, 192)
@@ -49,6 +50,7 @@ def load(
                 dtype=dtype,
                 backend=backend,
                 threads=threads,
+                offline=offline,
                 variant=variant,
                 checkpoint_version=checkpoint_version,
                 n_heads=n_heads,

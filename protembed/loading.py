@@ -47,6 +47,10 @@ def open_model(options: ModelOptions) -> "ProteinModel":
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     if checkpoint.is_native(path):
+        if (options.variant, options.checkpoint_version, options.n_heads) != (None, None, None):
+            raise UsageError(
+                f"{path}: a native checkpoint says everything itself; it takes no variant, version or heads"
+            )
         model = checkpoint.load(path, device=device, dtype=dtype)
     else:
         model = convert.load_foreign(

@@ -46,7 +46,9 @@ def test_logits_see_the_mask(loaded: protembed.Model) -> None:
     assert loaded.residues == "ACDEFGHIKLMNPQRSTVWY"
 
 
-def test_mistakes(loaded: protembed.Model) -> None:
+def test_mistakes(loaded: protembed.Model, model_file: Path) -> None:
+    with pytest.raises(UsageError, match="says everything itself"):
+        protembed.load(model_file, n_heads=4)
     with pytest.raises(UsageError, match="no position 10"):
         loaded.logits(["MKTAYIAKQR"], mask=[[10]])
     with pytest.raises(UsageError, match="1 entries for 2"):
