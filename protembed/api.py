@@ -37,7 +37,8 @@ def load(
     """Load a model: the bundled one, another by name, or a checkpoint of any supported form by path.
 
     With `offline` a model that is not there is not downloaded. `variant`, `checkpoint_version` and `n_heads` tell what
-    a ProteinLM file does not say itself. Raises ModelError when it is missing, damaged or of an unknown kind, UsageError for a device that is not there.
+    a ProteinLM file does not say itself.
+    Raises ModelError when it is missing, damaged or of an unknown kind, UsageError for a device that is not there.
 
     >>> load().embed_residues(["MKTAYIAKQR"])[0].shape
     (10, 192)
