@@ -23,11 +23,8 @@ def main() -> None:
     labels = [f"{row['times_cpu']:.1f}x, {row['peak_mb']:,.0f} MB" for row in rows]
     axes.bar_label(bars, labels, padding=4)
     size, sample = results["settings"]["size"].upper(), results["sample"]
-    axes.set_title(
-        f"ESM-2 {size} on {sample['proteins']} proteins, FASTA to file: speed against fair-esm (CPU time), peak memory",
-        fontsize=10,
-        loc="left",
-    )
+    title = f"ESM-2 {size}, {sample['proteins']} proteins, FASTA to file: times as fast as fair-esm (CPU), peak memory"
+    figure.suptitle(title, fontsize=10)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(left=False, bottom=False, labelbottom=False)
     axes.margins(x=0.15)

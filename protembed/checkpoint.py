@@ -39,6 +39,7 @@ def save(model: ProteinModel, path: Path, *, dtype: torch.dtype = torch.float32)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata)
+        temporary.chmod(0o644)  # safetensors writes for the owner alone; a model is for the group, too
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
