@@ -95,7 +95,7 @@ def make_model(
     """
     model = skeleton(card)
     # All room is taken at once: temporary tensors between lasting ones would leave holes in the heap.
-    room = {name: torch.empty_like(t, dtype=dtype, device=device) for name, t in model.state_dict().items()}
+    room = {name: torch.empty(t.shape, dtype=dtype, device=device) for name, t in model.state_dict().items()}
     missing, extra, misfits = set(room), [], []
     for name, tensor in tensors:
         if name not in room:
