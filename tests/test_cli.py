@@ -212,7 +212,12 @@ class Slow:
         self.partial = folder / "out.h5.partial"
         words = ["embed", str(fasta), "-m", str(model), "-o", "out.h5", "--residues", "r.h5", "--max-tokens", "1"]
         self.process = subprocess.Popen(
-            [sys.executable, str(script), *words], cwd=folder, stderr=subprocess.PIPE, text=True
+            [sys.executable, str(script), *words],
+            cwd=folder,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell that runs the tests in the background lets them inherit an ignored SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def stop(self, number: signal.Signals, after: int) -> int:
