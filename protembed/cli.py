@@ -4,7 +4,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,10 @@ from protembed import __version__
 from protembed.card import DEFAULT_MODEL
 from protembed.console import Console, print_table, show_error
 from protembed.errors import ProtembedError
+
+if TYPE_CHECKING:
+    from protembed.contacts import ContactJob
+    from protembed.job import EmbedJob
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -127,12 +131,7 @@ def embed(
         if dry_run:
             print_table("dry run", ["what", "value"], run.plan())
             return
-        with console.meter(run.residues, "residues") as meter:
-            for progress in run.run():
-                meter.update(progress.residues)
-    for line in run.summary():
-        console.say(line)
-    raise typer.Exit(3 if run.failed else 0)
+        _carry_out(run, console)
 
 
 @app.command()
@@ -165,12 +164,7 @@ def contacts(
     )
     with input_files(inputs) as paths:
         run = ContactJob(paths, open_backend(loading), options)
-        with console.meter(run.survey.residues, "residues") as meter:
-            for progress in run.run():
-                meter.update(progress.residues)
-    for line in run.summary():
-        console.say(line)
-    raise typer.Exit(3 if run.failed else 0)
+        _carry_out(run, console)
 
 
 @app.command()
@@ -275,6 +269,16 @@ def pretrain(
                 console.say(str(report))
     console.say(f"{trainer.result}: ready for protembed embed -m")
     console.say(draw_curve(trainer.run_folder))
+
+
+def _carry_out(run: "EmbedJob | ContactJob", console: Console) -> None:
+    """Do a job, show how far it is, sum up; exit status 3 when records failed."""
+    with console.meter(run.residues, "residues") as meter:
+        for progress in run.run():
+            meter.update(progress.residues)
+    for line in run.summary():
+        console.say(line)
+    raise typer.Exit(3 if run.failed else 0)
 
 
 def _told(variant: str | None, checkpoint_version: float | None, n_heads: int | None) -> dict[str, Any]:

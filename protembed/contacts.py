@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from protembed import __version__
 from protembed.backend import Backend
 from protembed.embed import Failure
 from protembed.errors import OutOfMemoryError
@@ -19,7 +18,7 @@ from protembed.plots import draw_contacts, file_name, make_folder, require_matpl
 from protembed.records import Record, read_fasta
 from protembed.survey import KeyKind, UnknownPolicy, assign_keys, survey
 from protembed.target import Target
-from protembed.writers import Attributes, HDF5Writer
+from protembed.writers import Attributes, HDF5Writer, describe_origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +82,11 @@ class ContactJob:
                 pass
         self.failed = 0
 
+    @property
+    def residues(self) -> int:
+        """Residues of the input."""
+        return self.survey.residues
+
     def summary(self) -> list[str]:
         """Say what was done, and whatever was not plain about the input."""
         lines = [f"{self.survey.records:,} records, {self.survey.residues:,} residues -> {self._options.out}"]
@@ -112,14 +116,9 @@ class ContactJob:
             self.failed = self._target.count_failures()
             yield Progress(records=self.survey.records, residues=self.survey.residues)
             return
-        try:
+        with writer:
             yield from self._compute(writer)
             self.failed = writer.finish()
-        except (KeyboardInterrupt, GeneratorExit):
-            writer.interrupt()
-            raise
-        finally:
-            writer.close()
 
     def _compute(self, writer: HDF5Writer) -> Iterator[Progress]:
         residues = int(self.survey.lengths[: writer.done].sum(dtype=np.int64))
@@ -140,16 +139,10 @@ class ContactJob:
             yield key, record
 
     def _attributes(self) -> Attributes:
-        card = self._backend.card
         return {
-            "model_name": card.name,
-            "model_license": card.license,
-            "weights_sha256": card.sha256,
-            "tool": "protembed",
-            "tool_version": __version__,
+            **describe_origin(self._backend),
             "content": "contacts",
             "dtype": self._options.store_dtype,
-            "computed_with": self._backend.description,
             "special_tokens_excluded": True,
             "long_proteins": "none",
         }

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from protembed import __version__
 from protembed.backend import Backend
 from protembed.embed import EmbedOptions, embed_batches, residue_limit
 from protembed.errors import InputError, OutputError, UsageError
@@ -22,7 +21,7 @@ from protembed.records import Record, read_fasta
 from protembed.shard import Shard
 from protembed.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_keys, survey
 from protembed.target import Target
-from protembed.writers import Attributes, HDF5Writer
+from protembed.writers import Attributes, HDF5Writer, describe_origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,14 +149,9 @@ class EmbedJob:
             self.failed = self._job.target.count_failures()
             yield Progress(records=len(self.lengths), residues=self.residues)
             return
-        try:
+        with writer:
             yield from self._compute(writer)
             self.failed = writer.finish()
-        except (KeyboardInterrupt, GeneratorExit):
-            writer.interrupt()
-            raise
-        finally:
-            writer.close()
 
     def _compute(self, writer: HDF5Writer) -> Iterator[Progress]:
         residues = int(self.lengths[: writer.done].sum(dtype=np.int64))
@@ -190,16 +184,11 @@ class EmbedJob:
     def _attributes(self, kind: str) -> Attributes:
         card = self._backend.card
         return {
-            "model_name": card.name,
-            "model_license": card.license,
-            "weights_sha256": card.sha256,
-            "tool": "protembed",
-            "tool_version": __version__,
+            **describe_origin(self._backend),
             "content": "per-residue" if kind == "residues" else "per-protein",
             "pooling": "none" if kind == "residues" else str(self._options.pool),
             "layer": card.encoder.layer(self._options.layer),
             "dtype": self._dtype(kind),
-            "computed_with": self._backend.description,
             "special_tokens_excluded": self._options.pool != "cls" or kind == "residues",
             "long_proteins": self._options.long if self.over_limit else "none",
         }

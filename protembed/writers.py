@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import h5py
 import numpy as np
 
+from protembed import __version__
+from protembed.backend import Backend
 from protembed.embed import Array, Failure
 from protembed.errors import OutputError
 from protembed.records import Record
@@ -139,12 +142,20 @@ class HDF5Writer:
             shutil.rmtree(folder)
         return failed.count("\n")
 
-    def interrupt(self) -> None:
-        """Keep what is complete; a batch that was being added is given up with its segment."""
-        if self._between_batches:
-            self.close_segment()
+    def __enter__(self) -> "HDF5Writer":
+        return self
 
-    def close(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of open files. A run that is stopped keeps what is complete, but for the batch it was adding."""
+        try:
+            if isinstance(error, KeyboardInterrupt | GeneratorExit) and self._between_batches:
+                self.close_segment()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         """Let go of open files without finishing; what is in closed segments stays."""
         for file in self._files.values():
             with contextlib.suppress(OSError, RuntimeError):
@@ -204,6 +215,19 @@ class HDF5Writer:
         dataset.attrs["original_id"] = record.id
         dataset.attrs["description"] = record.description
         dataset.attrs["length"] = len(record.sequence)
+
+
+def describe_origin(backend: Backend) -> Attributes:
+    """Return what every output says of the model and the program that made it."""
+    card = backend.card
+    return {
+        "model_name": card.name,
+        "model_license": card.license,
+        "weights_sha256": card.sha256,
+        "tool": "protembed",
+        "tool_version": __version__,
+        "computed_with": backend.description,
+    }
 
 
 def _fingerprint_of(path: Path) -> str:
