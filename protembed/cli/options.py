@@ -1,0 +1,38 @@
+"""Options that several commands share, and what they have in common."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from protembed.console import Console
+
+if TYPE_CHECKING:
+    from protembed.contacts import ContactJob
+    from protembed.job import EmbedJob
+
+Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")]
+ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `protembed models` lists, or a path.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Do not download a model that is not there.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Arithmetic.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
+Variant = Annotated[Literal["trained", "tape-port"] | None, typer.Option(help="Which function of a ProteinLM file.")]
+CheckpointVersion = Annotated[float | None, typer.Option(help="Version of a Megatron file that does not say it.")]
+Heads = Annotated[int | None, typer.Option("--n-heads", help="Attention heads of a file that does not say it.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
+
+
+def carry_out(run: "EmbedJob | ContactJob", console: Console) -> None:
+    """Do a job, show how far it is, sum up; exit status 3 when records failed."""
+    with console.meter(run.residues, "residues") as meter:
+        for progress in run.run():
+            meter.update(progress.residues)
+    for line in run.summary():
+        console.say(line)
+    raise typer.Exit(3 if run.failed else 0)
+
+
+def told(variant: str | None, checkpoint_version: float | None, n_heads: int | None) -> dict[str, Any]:
+    """Name what a user tells about a file that does not say it itself."""
+    return {"variant": variant, "checkpoint_version": checkpoint_version, "n_heads": n_heads}
