@@ -55,6 +55,10 @@ class Alphabet:
         return self.ids[self.mask]
 
     @property
+    def pad_id(self) -> int:
+        return self.ids[self.padding]
+
+    @property
     def prefix(self) -> int:
         """How many special tokens stand before the residues of a sequence: 0 or 1."""
         return int(self.start is not None)

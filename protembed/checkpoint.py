@@ -33,8 +33,15 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def save(model: ProteinModel, path: Path, *, dtype: torch.dtype = torch.float32) -> ModelCard:
     """Write the model to `path` (replaced as a whole, never left half-written) and return its card with the digest."""
-    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()}
-    card = replace(model.card, sha256=digest(tensors))
+    return save_weights(model.card, model.state_dict(), path, dtype=dtype)
+
+
+def save_weights(
+    card: ModelCard, weights: Mapping[str, Tensor], path: Path, *, dtype: torch.dtype = torch.float32
+) -> ModelCard:
+    """Do what `save` does with the weights of a model that is divided among processes, gathered."""
+    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in weights.items()}
+    card = replace(card, sha256=digest(tensors))
     metadata = {_KEY: json.dumps({"format": _FORMAT, **card.to_dict()})}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

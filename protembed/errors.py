@@ -7,17 +7,20 @@ ProtembedError            base: a message, and a hint that says what to do
 ├── OutputError           the output exists, is incomplete or cannot be written
 ├── DependencyError       an optional package is not installed
 ├── TrainingError         a training run cannot start or go on
+│   └── WorkerLostError   another process of the run is gone
 └── OutOfMemoryError      a batch does not fit; the caller splits it
 """
 
 
 class ProtembedError(Exception):
-    """Carry a message for people and a hint that says what to do next.
+    """Carry a message for people, a hint that says what to do next, and the exit status of the command line.
 
     >>> error = ProtembedError("a.fasta: no records", hint="Is it the right file?")
     >>> error.hint
     'Is it the right file?'
     """
+
+    exit_status = 2
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -46,6 +49,12 @@ class DependencyError(ProtembedError):
 
 class TrainingError(ProtembedError):
     """A training run cannot start or go on."""
+
+
+class WorkerLostError(TrainingError):
+    """Another process of the run is gone."""
+
+    exit_status = 1
 
 
 class OutOfMemoryError(ProtembedError):

@@ -51,14 +51,18 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Packed:
     """Sequences end to end in one row of T tokens: nothing is padded, nothing is wasted.
 
+    `longest` may be told, when it is to be the same for many batches (compiled code).
+
     >>> layout = Packed([2, 3])
     >>> layout.positions.tolist()
     [0, 1, 0, 1, 2]
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, lengths: Sequence[int], device: torch.device | str = "cpu", *, longest: int | None = None
+    ) -> None:
         self.sizes = list(lengths)
-        self.longest = max(self.sizes)
+        self.longest = longest or max(self.sizes)
         self.lengths = torch.tensor(self.sizes, device=device)  # (N,)
         self.offsets = torch.tensor([0, *itertools.accumulate(self.sizes)], device=device, dtype=torch.int32)
         starts = self.offsets[:-1].repeat_interleave(self.lengths)

@@ -12,8 +12,7 @@ import torch
 from protembed import checkpoint
 from protembed.model import ProteinModel
 from protembed.torch_backend import TorchBackend
-from protembed.train.config import ModelSection
-from protembed.train.trainer import make_card
+from protembed.train.config import ModelSection, make_card
 
 SEQUENCES = {
     "sp|P0A7Y4|RNH_ECOLI": "MLKQVEIFTDGSCLGNPGPGGYGAILRYRGREKTFSAGYTRTTNNRMELMAAIVALEALKEHCEVILSTDSQYVRQGITQWIHNWKKRGWKTADKKPVKNVDLWQRLDAALGQHQIKWEWVKGHAGHPENERCDELARAAAMNPTLEDTGYQVEV",  # noqa: E501

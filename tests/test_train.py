@@ -3,20 +3,29 @@
 import itertools
 import json
 import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import protembed
+from protembed import checkpoint, layout
 from protembed.alphabet import PROTEMBED, STANDARD_RESIDUES
-from protembed.errors import TrainingError, UsageError
+from protembed.errors import DependencyError, ProtembedError, TrainingError, UsageError
+from protembed.layout import Packed
+from protembed.train.batches import Shape
 from protembed.train.config import MaskSection, PretrainConfig, TrainSection, load_config
-from protembed.train.data import Cursor, Packing, TokenStore, prepare
+from protembed.train.data import Cursor, Packing, TokenStore
 from protembed.train.evaluation import perplexity, protein_losses
+from protembed.train.launch import Launch
 from protembed.train.masking import hide_groups, mask_tokens
 from protembed.train.optimizer import learning_rate
+from protembed.train.parallel import World
 from protembed.train.trainer import Trainer
 from tests.conftest import SEQUENCES, Run, write_fasta
 
@@ -30,7 +39,7 @@ d_ff = 64
 [data]
 train = ["{folder}/train.fasta"]
 valid = ["{folder}/train.fasta"]
-cache = "{folder}/cache"
+corpus = "{folder}/corpus"
 max_residues = 100
 [train]
 out = "{folder}/run"
@@ -56,12 +65,17 @@ def config_file(tmp_path: Path) -> Path:
 
 def store_of(*lengths: int) -> TokenStore:
     residues = np.random.default_rng(0).choice(PROTEMBED.standard_ids, sum(lengths)).astype(np.uint8)
-    return TokenStore(tokens=residues, offsets=np.cumsum([0, *lengths]))
+    return TokenStore.of(np.split(residues, np.cumsum(lengths)[:-1]))
 
 
 def packing(store: TokenStore, **changes: int) -> Packing:
     fields = {"batch_tokens": 120, "max_residues": 50, "seed": 0, **changes}
     return Packing(store=store, alphabet=PROTEMBED, **fields)
+
+
+def trainer_of(config: PretrainConfig) -> Trainer:
+    """The only process of a run."""
+    return Trainer(config, World(launch=Launch(), device=torch.device("cpu")))
 
 
 class TestMasking:
@@ -95,59 +109,6 @@ class TestMasking:
         places = np.concatenate([group.places for group in groups])
         assert sorted(places) == list(range(1, len(tokens) - 2))
         assert all((group.tokens[group.places] == PROTEMBED.mask_id).all() for group in groups)
-
-
-class TestPacking:
-    def test_an_epoch_has_every_protein_once_whole(self) -> None:
-        store = store_of(30, 10, 40, 20, 50, 5, 35)
-        drawn: list[bytes] = []
-        for batch, cursor in packing(store).batches(Cursor()):
-            assert sum(len(protein) for protein in batch) <= 120
-            assert all((protein[0], protein[-1]) == (2, 3) for protein in batch)
-            drawn += [protein[1:-1].astype(np.uint8).tobytes() for protein in batch]
-            if cursor.epoch == 3:
-                break
-        whole = sorted(store[index].tobytes() for index in range(len(store)))
-        for epoch in range(3):
-            assert sorted(drawn[epoch * len(store) : (epoch + 1) * len(store)]) == whole
-
-    def test_a_cursor_goes_on_exactly(self) -> None:
-        stream = packing(store_of(*range(5, 60))).batches(Cursor())
-        batches = [next(stream) for _ in range(40)]
-        for number in (0, 7, 25):
-            again = packing(store_of(*range(5, 60))).batches(batches[number][1])
-            for expected, _ in batches[number + 1 : number + 6]:
-                found, _ = next(again)
-                assert [p.tobytes() for p in found] == [p.tobytes() for p in expected]
-
-    def test_long_proteins_give_windows_that_change_with_the_epoch(self) -> None:
-        store = store_of(500)
-        stream = packing(store).batches(Cursor())
-        windows = [protein[1:-1].astype(np.uint8).tobytes() for _ in range(3) for protein in next(stream)[0]]
-        assert all(len(window) == 50 and window in store[0].tobytes() for window in windows)
-        assert len(set(windows)) > 1
-
-    def test_ranks_share_an_epoch(self) -> None:
-        store = store_of(*[20] * 40)
-        halves = []
-        for rank in (0, 1):
-            stream = packing(store, rank=rank, ranks=2).batches(Cursor())
-            halves.append([p.tobytes() for _ in range(4) for p in next(stream)[0]])
-        assert len(set(halves[0]) & set(halves[1])) == 0
-        assert len(halves[0]) == len(halves[1]) == 20
-
-
-def test_prepare_is_done_once_and_again_when_the_source_changes(tmp_path: Path) -> None:
-    source = write_fasta(tmp_path / "a.fasta", SEQUENCES)
-    store = prepare([str(source)], tmp_path / "store", PROTEMBED)
-    assert [PROTEMBED.decode(store[index]) for index in range(len(store))] == list(SEQUENCES.values())
-    stamp = (tmp_path / "store" / "tokens.bin").stat().st_mtime_ns
-    prepare([str(source)], tmp_path / "store", PROTEMBED)
-    assert (tmp_path / "store" / "tokens.bin").stat().st_mtime_ns == stamp
-    write_fasta(source, {"a": "MKTA"})
-    assert len(prepare([str(source)], tmp_path / "store", PROTEMBED)) == 1
-    with pytest.raises(TrainingError, match="no such file"):
-        prepare([str(tmp_path / "gone")], tmp_path / "store", PROTEMBED)
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
@@ -195,7 +156,7 @@ class TestConfig:
 
 
 def losses(config: PretrainConfig) -> list[float]:
-    return [report.loss for report in Trainer(config).run()]
+    return [report.loss for report in trainer_of(config).run()]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -211,9 +172,11 @@ def test_five_and_five_steps_equal_ten(config_file: Path, tmp_path: Path, optimi
     undisturbed = losses(load_config(config_file, words))
     disturbed = load_config(config_file, [*words, f"train.out={tmp_path}/second"])
     first = []
-    for report in Trainer(disturbed).run():
+    trainer = trainer_of(disturbed)
+    for report in trainer.run():
         first.append(report.loss)
         if report.step == 7:
+            trainer.checkpoints.finish()  # it is written in the background, which takes longer than two steps here
             break
     assert first == undisturbed[:7]
     assert losses(disturbed) == undisturbed[5:]
@@ -221,35 +184,31 @@ def test_five_and_five_steps_equal_ten(config_file: Path, tmp_path: Path, optimi
     assert one == two
 
 
-def test_accumulation_equals_a_large_batch(config_file: Path, tmp_path: Path) -> None:
+def test_accumulation_equals_a_large_batch(config_file: Path) -> None:
     """The gradient is the mean over all masked residues of a step, however they are divided."""
-    trainer = Trainer(load_config(config_file, ["train.batch_tokens=400", "train.accumulate=2"]))
-    batches, _ = trainer._take(Packing.batches(packing(trainer.store, batch_tokens=400, max_residues=100), Cursor()))
-    trainer.config = load_config(config_file, ["train.clip=1e9"])
-    loss, norm = trainer._step(batches, 0.0)
-    again = Trainer(load_config(config_file, [f"train.out={tmp_path}/other", "train.clip=1e9"]))
-    parts = []
-    for number, batch in enumerate(batches):
-        rng = np.random.default_rng((0, 0, number))
-        question = mask_tokens(batch.tokens, PROTEMBED, MaskSection(), rng)
-        offset = sum(batches[i].tokens.size for i in range(number))
-        parts.append((question, offset))
-    tokens = torch.from_numpy(np.concatenate([question.tokens for question, _ in parts]))
-    places = torch.from_numpy(np.concatenate([question.places + offset for question, offset in parts]))
-    targets = torch.from_numpy(np.concatenate([question.targets for question, _ in parts]))
-    from protembed.layout import Packed
-
-    lengths = [length for batch in batches for length in batch.lengths]
-    hidden = again.model(tokens, Packed(lengths))[places]
-    whole = torch.nn.functional.cross_entropy(again.model.logits(hidden), targets)
+    trainer = trainer_of(load_config(config_file, ["train.accumulate=2", "train.clip=1e9"]))
+    step = next(trainer.steps.after(Cursor(), 0))
+    assert len(step.batches) == 2
+    parts = [batch.on(torch.device("cpu")) for batch in step.batches]
+    shift = len(parts[0][0])
+    whole = torch.nn.functional.cross_entropy(
+        trainer.module.model.logits(
+            trainer.module.model(
+                torch.cat([part[0] for part in parts]), Packed([n for batch in step.batches for n in batch.lengths])
+            )[torch.cat([parts[0][2], parts[1][2] + shift])]
+        ),
+        torch.cat([part[3] for part in parts]),
+    )
     whole.backward()  # type: ignore[no-untyped-call]
-    expected = torch.nn.utils.get_total_norm([p.grad for p in again.model.parameters() if p.grad is not None])
+    expected = torch.nn.utils.get_total_norm([p.grad for p in trainer.module.parameters() if p.grad is not None])
+    trainer.module.zero_grad()
+    loss, norm, _ = trainer._update(step, 0.0, False)
     assert loss == pytest.approx(whole.item(), abs=1e-5)
     assert norm == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_a_run_writes_metrics_and_a_native_model(config_file: Path, tmp_path: Path) -> None:
-    reports = list(Trainer(load_config(config_file)).run())
+    reports = list(trainer_of(load_config(config_file)).run())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [report.step for report in reports] == list(range(1, 11))
     assert [line["step"] for line in lines if line["valid_perplexity"] is not None] == [5, 10]
@@ -258,34 +217,131 @@ def test_a_run_writes_metrics_and_a_native_model(config_file: Path, tmp_path: Pa
 
 def test_a_half_written_checkpoint_is_not_chosen(config_file: Path, tmp_path: Path) -> None:
     config = load_config(config_file)
-    list(Trainer(config).run())
+    list(trainer_of(config).run())
     half = tmp_path / "run" / ".step_00000099.tmp"
     half.mkdir()
     (half / "model.safetensors").write_text("half")
-    assert Trainer(config).progress.step == 10
+    assert trainer_of(config).progress.step == 10
 
 
 def test_another_model_does_not_go_on_with_a_run(config_file: Path) -> None:
-    list(Trainer(load_config(config_file)).run())
+    list(trainer_of(load_config(config_file)).run())
     with pytest.raises(TrainingError, match=r"another \[model\]"):
-        Trainer(load_config(config_file, ["model.n_layers=3"]))
+        trainer_of(load_config(config_file, ["model.n_layers=3"]))
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(config_file: Path) -> None:
-    trainer = Trainer(load_config(config_file))
+def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_its_batch(config_file: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(load_config(config_file))
     with torch.no_grad():
-        trainer.model.encoder.embedding.weight[5] = math.nan
+        trainer.module.model.encoder.embedding.weight[5] = math.nan
     with pytest.raises(TrainingError, match="not a number at step 1"):
         list(trainer.run())
+    batch = np.load(tmp_path / "run" / "not_a_number_step_00000001" / "process_0_batch_0.npz")
+    assert batch["tokens"].sum() == next(trainer.steps.after(Cursor(), 0)).batches[0].question.tokens.sum()
+    assert batch["lengths"].sum() == len(batch["tokens"])
+
+
+@pytest.mark.parametrize("name", ["progress.json", "model.safetensors", "optimizer/.metadata"])
+def test_a_damaged_checkpoint_is_one_clear_error(config_file: Path, tmp_path: Path, name: str) -> None:
+    config = load_config(config_file)
+    list(trainer_of(config).run())
+    damaged = tmp_path / "run" / "step_00000010" / name
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    with pytest.raises(ProtembedError, match="step_00000010"):
+        trainer_of(config)
+
+
+def test_weights_to_start_from(config_file: Path, tmp_path: Path) -> None:
+    list(trainer_of(load_config(config_file)).run())
+    words = [f"train.out={tmp_path}/second", f"train.start_from={tmp_path}/run/model.safetensors"]
+    again = trainer_of(load_config(config_file, words))
+    first = checkpoint.load(tmp_path / "run" / "model.safetensors", device=torch.device("cpu"))
+    for name, tensor in again.module.model.state_dict().items():
+        assert torch.equal(tensor, first.state_dict()[name])
+    assert again.progress.step == 0
+    with pytest.raises(TrainingError, match="another shape"):
+        trainer_of(load_config(config_file, [*words, f"train.out={tmp_path}/third", "model.d_ff=128"]))
+
+
+def test_metrics_of_steps_that_are_done_again_are_dropped(config_file: Path, tmp_path: Path) -> None:
+    config = load_config(config_file)
+    for report in trainer_of(config).run():
+        if report.step == 8:
+            break
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    list(trainer_of(config).run())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+
+
+def test_tensorboard(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(config_file, ["train.tensorboard=true"])
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(DependencyError, match="tensorboard"):
+            list(trainer_of(config).run())
+    pytest.importorskip("tensorboard")
+    list(trainer_of(config).run())
+    (events,) = (tmp_path / "run").glob("events.out.tfevents.*")
+    assert b"tokens_per_second" in events.read_bytes()
+
+
+class TestShape:
+    def test_filled_batches_have_one_shape_and_the_same_loss(self, config_file: Path) -> None:
+        plain = trainer_of(load_config(config_file))
+        shape = Shape(tokens=300, places=45, longest=102, pad_id=PROTEMBED.pad_id)
+        filled = replace(plain.steps, shape=shape)
+        shapes = set()
+        for step, other in itertools.islice(
+            zip(plain.steps.after(Cursor(), 0), filled.after(Cursor(), 0), strict=True), 5
+        ):
+            inputs = other.batches[0].on(torch.device("cpu"))
+            shapes.add((len(inputs[0]), len(inputs[2]), len(inputs[3]), inputs[1].longest))
+            with torch.no_grad():
+                expected = plain.module(*step.batches[0].on(torch.device("cpu"))).sum()
+                # torch's CPU attention takes no empty sequences; a GPU's fused one does.
+                kept = Packed([length for length in other.batches[0].lengths if length])
+                found = plain.module(inputs[0], kept, *inputs[2:]).sum()
+            assert found.item() == pytest.approx(expected.item(), abs=1e-4)
+        assert shapes == {(300, 45, 45, 102)}
+
+    def test_compiled_blocks_see_no_new_shape(self, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The graph of a block is captured whole, once, with the fused attention's place taken by plain attention."""
+
+        def dense(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *_: object) -> Tensor:
+            own = torch.searchsorted(offsets, torch.arange(len(q), dtype=torch.int32), right=True)
+            mask = own[:, None] == own[None, :]
+            q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+            attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return attended.squeeze(0).transpose(0, 1)
+
+        monkeypatch.setattr(layout, "_is_fusable", lambda q: True)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", dense)
+        trainer = trainer_of(load_config(config_file))
+        shape = Shape(tokens=300, places=45, longest=102, pad_id=PROTEMBED.pad_id)
+        steps = [
+            step.batches[0] for step in itertools.islice(replace(trainer.steps, shape=shape).after(Cursor(), 0), 5)
+        ]
+        with torch.no_grad():
+            expected = [trainer.module(*batch.on(torch.device("cpu"))).sum().item() for batch in steps]
+        counter = CompileCounter()
+        for block in trainer.module.model.encoder.blocks:
+            block.compile(fullgraph=True, backend=counter)
+        for batch, loss in zip(steps, expected, strict=True):
+            found = trainer.module(*batch.on(torch.device("cpu"))).sum()
+            assert found.item() == pytest.approx(loss, abs=1e-3)
+            found.backward()  # type: ignore[no-untyped-call]
+        assert counter.frame_count <= 2  # batches of at most 4 and at most 8 sequences
 
 
 def test_perplexity_of_a_model_that_knows_nothing_is_the_vocabulary(config_file: Path) -> None:
-    trainer = Trainer(load_config(config_file))
+    trainer = trainer_of(load_config(config_file))
     with torch.no_grad():
-        for parameter in trainer.model.parameters():
+        for parameter in trainer.module.parameters():
             parameter.zero_()
     proteins = [PROTEMBED.encode(sequence) for sequence in SEQUENCES.values()]
-    found = list(protein_losses(trainer.model, proteins))
+    found = list(protein_losses(trainer.module.model, proteins))
     assert perplexity(found) == pytest.approx(len(PROTEMBED), rel=1e-5)
     standard = sum(letter in STANDARD_RESIDUES for sequence in SEQUENCES.values() for letter in sequence)
     assert sum(item.count for item in found) == standard

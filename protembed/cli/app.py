@@ -41,4 +41,4 @@ def main() -> None:
         app()
     except ProtembedError as error:
         show_error(error)
-        sys.exit(2)
+        sys.exit(error.exit_status)

@@ -1,22 +1,34 @@
-"""Training checkpoints: a folder a step, complete or not there at all."""
+"""Training checkpoints: a folder a step, complete or not there at all, for any number of processes."""
 
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
 from protembed import checkpoint
+from protembed.card import ModelCard
 from protembed.errors import TrainingError
-from protembed.model import ProteinModel
 from protembed.train.data import Cursor
+from protembed.train.parallel import World, full_weights
 
 _PREFIX = "step_"
+_BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)  # so that another number of processes can read it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,53 +41,118 @@ class Progress:
     cursor: Cursor = field(default_factory=Cursor)
 
 
-def save_checkpoint(
-    run: Path,
-    model: ProteinModel,
-    optimizers: Sequence[Optimizer],
-    progress: Progress,
-    config: dict[str, Any],
-    *,
-    keep: int,
-) -> None:
-    """Write `run/step_XXXXXXXX` under a temporary name, rename it when complete, delete all but the newest `keep`.
-
-    `model.safetensors` in it is a native checkpoint: every other command reads it as it is.
-    """
-    final = run / f"{_PREFIX}{progress.step:08d}"
-    temporary = run / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    checkpoint.save(model, temporary / "model.safetensors")
-    torch.save([optimizer.state_dict() for optimizer in optimizers], temporary / "optimizer.pt")
-    (temporary / "progress.json").write_text(json.dumps({"progress": asdict(progress), "config": config}, indent=1))
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-
-
 def list_checkpoints(run: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
     return sorted(path for path in run.glob(f"{_PREFIX}*") if path.is_dir())
 
 
-def restore(folder: Path, model: ProteinModel, optimizers: Sequence[Optimizer], config: dict[str, Any]) -> Progress:
-    """Put a checkpoint into model and optimizers, and return how far it was.
+class Checkpoints:
+    """The checkpoints of one run, in `run/step_XXXXXXXX`.
 
-    Raises TrainingError when the checkpoint belongs to another model or other data.
+    In each: `model.safetensors`, a native checkpoint that every other command reads; `optimizer/`, written by every
+    process in the background (torch.distributed.checkpoint); `progress.json`. A folder is called `.step_X.tmp` until it
+    is complete. All but the newest `keep` are deleted.
     """
-    saved = json.loads((folder / "progress.json").read_text())
-    for section in ("model", "data", "mask"):
-        if json.loads(json.dumps(config[section])) != saved["config"][section]:
+
+    def __init__(self, run: Path, world: World, *, keep: int) -> None:
+        self._run, self._world, self._keep = run, world, keep
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._pending: tuple[Path, Future[Any]] | None = None
+
+    def save(
+        self,
+        card: ModelCard,
+        module: nn.Module,
+        optimizers: Sequence[Optimizer],
+        progress: Progress,
+        config: Mapping[str, Any],
+    ) -> None:
+        """Begin a checkpoint; `poll` or `finish` completes it. Every process must call."""
+        self.finish()
+        final = self._run / f"{_PREFIX}{progress.step:08d}"
+        temporary = self._run / f".{final.name}.tmp"
+        weights = _strip(full_weights(module))
+        if self._world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            checkpoint.save_weights(card, weights, temporary / "model.safetensors")
+            values = {"progress": asdict(progress), "config": config}
+            (temporary / "progress.json").write_text(json.dumps(values, indent=1))
+        self._world.wait()
+        state = {"optimizer": get_optimizer_state_dict(module, list(optimizers), options=_BY_NAME)}
+        writing = async_save(
+            state, checkpoint_id=temporary / "optimizer", process_group=self._group, no_dist=self._group is None
+        )
+        assert isinstance(writing, Future)
+        self._pending = final, writing
+
+    def poll(self) -> None:
+        """Give what is completely written its name. To be called often; it does not wait."""
+        # The main process's part ends last: it writes the index when all others are done.
+        if self._pending and self._world.is_main and self._pending[1].done():
+            self._settle()
+
+    def finish(self) -> None:
+        """Wait for what is being written. Every process must call."""
+        if self._pending is not None:
+            self._settle()
+        self._world.wait()
+
+    def _settle(self) -> None:
+        assert self._pending is not None
+        final, writing = self._pending
+        self._pending = None
+        with self._world.watch():
+            writing.result()
+        if self._world.is_main:
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(final.with_name(f".{final.name}.tmp"), final)
+            for old in list_checkpoints(self._run)[: -self._keep]:
+                shutil.rmtree(old)
+
+
+def read_progress(folder: Path, config: Mapping[str, Any]) -> Progress:
+    """Return how far a checkpoint is.
+
+    Raises TrainingError when it is damaged, or belongs to another model or other data than `config`.
+    """
+    try:
+        saved = json.loads((folder / "progress.json").read_text())
+        values = saved["progress"]
+        progress = Progress(**{**values, "cursor": Cursor(**values["cursor"])})
+        sections = {section: saved["config"][section] for section in ("model", "data", "mask")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, "progress.json", error) from error
+    for section, values in sections.items():
+        if json.loads(json.dumps(config[section])) != values:
             raise TrainingError(
                 f"{folder}: was trained with another [{section}] than the configuration says",
                 hint="Give the run another folder ([train] out), or go back to the old configuration.",
             )
-    weights = checkpoint.load(folder / "model.safetensors", device=torch.device("cpu"), dtype=torch.float32)
-    model.load_state_dict(weights.state_dict())
-    states = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict(state)
-    values = saved["progress"]
-    return Progress(**{**values, "cursor": Cursor(**values["cursor"])})
+    return progress
+
+
+def read_optimizers(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Put the state of a checkpoint into optimizers, whatever number of processes wrote it.
+
+    Raises TrainingError when it is damaged or of another kind of optimizer.
+    """
+    state = get_optimizer_state_dict(module, list(optimizers), options=_BY_NAME)
+    try:
+        load({"optimizer": state}, checkpoint_id=folder / "optimizer", no_dist=not dist.is_initialized())
+    except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise _damaged(folder, "optimizer", error) from error
+    set_optimizer_state_dict(module, list(optimizers), state, options=_BY_NAME)
+
+
+def _strip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name weights as the model does, not as the module with its loss."""
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+
+
+def _damaged(folder: Path, name: str, error: BaseException) -> TrainingError:
+    reason = str(error).strip().splitlines()
+    return TrainingError(
+        f"{folder / name}: cannot be read ({reason[-1] if reason else type(error).__name__})",
+        hint=f"The checkpoint is damaged. Delete {folder}: the run goes on from the one before.",
+    )

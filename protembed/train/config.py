@@ -7,6 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from protembed.alphabet import PROTEMBED
+from protembed.card import EncoderConfig, MlmHeadConfig, ModelCard
 from protembed.errors import UsageError
 
 Section = TypeVar("Section")
@@ -24,6 +26,8 @@ class ModelSection:
     position: Literal["rotary", "learned"] = "rotary"
     max_length: int | None = None
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    qk_norm: bool = False
     activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
     bias: bool = True
 
@@ -32,13 +36,16 @@ class ModelSection:
 class DataSection:
     """Where the proteins are, and how they become batches.
 
-    `max_residues`: longer proteins give a random window of this length, another one each epoch.
+    `corpus` is a folder that `protembed prepare` made; when it is not there, it is made of the files `train` and
+    `valid`. `max_residues`: longer proteins give a random window of this length, another one each epoch. `sampling`:
+    an epoch visits every protein, or every cluster and one member of it drawn at random.
     """
 
-    train: tuple[str, ...]
-    valid: tuple[str, ...]
-    cache: str
+    corpus: str
+    train: tuple[str, ...] = ()
+    valid: tuple[str, ...] = ()
     max_residues: int = 1022
+    sampling: Literal["proteins", "clusters"] = "proteins"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +59,16 @@ class MaskSection:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSection:
-    """The optimisation. `batch_tokens` go through the model at once, `accumulate` of them make a step."""
+    """The optimisation. `batch_tokens` go through the model at once, `accumulate` of them on every process make a step.
+
+    `start_from` names a native checkpoint whose weights a new run begins with. The learning rate warms up, stays, and
+    decays over the last `decay_share` of the steps behind the warm-up. `peak_tflops` is what the device can do at most,
+    for the MFU; 0 looks it up by the device's name. `device` and `threads` are of one process.
+    """
 
     out: str
     steps: int
+    start_from: str = ""
     batch_tokens: int = 4096
     accumulate: int = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -63,6 +76,7 @@ class TrainSection:
     final_learning_rate: float = 0.0
     warmup_steps: int = 500
     decay: Literal["cosine", "linear"] = "cosine"
+    decay_share: float = 1.0
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: float = 1e-8
     weight_decay: float = 0.01
@@ -76,6 +90,21 @@ class TrainSection:
     evaluate_proteins: int = 200
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    peak_tflops: float = 0.0
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSection:
+    """How the work is divided among processes and fitted into memory; none of it changes the function.
+
+    `strategy`: `ddp` keeps all weights on every process, `fsdp` a share of them. `activation_checkpointing` computes
+    activations twice instead of keeping them. `compile` needs a GPU: batches are filled up to one shape.
+    """
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    activation_checkpointing: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +115,24 @@ class PretrainConfig:
     data: DataSection
     train: TrainSection
     mask: MaskSection = field(default_factory=MaskSection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def make_card(section: ModelSection) -> ModelCard:
+    """Describe the model that a configuration asks for."""
+    shape = {key: value for key, value in asdict(section).items() if key != "name"}
+    encoder = EncoderConfig(vocab_size=len(PROTEMBED), mask_id=PROTEMBED.mask_id, **shape)
+    return ModelCard(
+        name=section.name,
+        encoder=encoder,
+        alphabet=PROTEMBED,
+        mlm_head=MlmHeadConfig(),
+        license="Apache-2.0",
+        source="trained by protembed pretrain",
+    )
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -107,7 +151,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
     known = {f.name: f for f in fields(PretrainConfig)}
     _refuse_unknown(values, known, str(path))
     sections: dict[str, Any] = {}
-    for name, kind in {"model": ModelSection, "data": DataSection, "mask": MaskSection, "train": TrainSection}.items():
+    kinds = {
+        "model": ModelSection,
+        "data": DataSection,
+        "mask": MaskSection,
+        "train": TrainSection,
+        "parallel": ParallelSection,
+    }
+    for name, kind in kinds.items():
         sections[name] = _section(kind, values.get(name, {}), f"{path}, section [{name}]")
     return PretrainConfig(**sections)
 

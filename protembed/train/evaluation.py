@@ -1,17 +1,20 @@
 """Masked perplexity on held-out proteins."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
+from protembed.alphabet import Alphabet
 from protembed.batching import pack
-from protembed.layout import Packed
 from protembed.model import ProteinModel
+from protembed.train.batches import Batch
 from protembed.train.masking import MaskedTokens, hide_groups
+from protembed.train.objective import MaskedResidues
 
 EVALUATION_SEED = 0
 EVALUATION_TOKENS = 4096
@@ -36,31 +39,46 @@ def perplexity(losses: Iterable[ProteinLoss]) -> float:
 
 
 def protein_losses(
-    model: ProteinModel, proteins: list[npt.NDArray[np.int64]], *, passes: int | None = None
+    model: ProteinModel, proteins: Sequence[npt.NDArray[np.int64]], *, passes: int | None = None
 ) -> Iterator[ProteinLoss]:
     """Hide every standard residue of each protein once, in 7 groups with a fixed seed, and score it.
 
     `proteins` are token ids with their special tokens. With `passes=1` only one group of each protein is scored:
     a quick estimate on a seventh of the residues. The softmax runs over the whole vocabulary.
     """
+    device = model.encoder.embedding.weight.device
+    yield from score_proteins(MaskedResidues(model), model.card.alphabet, proteins, device, passes=passes)
+
+
+def score_proteins(
+    module: nn.Module,
+    alphabet: Alphabet,
+    proteins: Sequence[npt.NDArray[np.int64]],
+    device: torch.device,
+    *,
+    passes: int | None = None,
+) -> Iterator[ProteinLoss]:
+    """Do what `protein_losses` does with a MaskedResidues module, divided among processes or not."""
     questions: list[tuple[int, MaskedTokens]] = []
     for index, tokens in enumerate(proteins):
-        groups = hide_groups(tokens, model.card.alphabet, np.random.default_rng((EVALUATION_SEED, index)))
+        groups = hide_groups(tokens, alphabet, np.random.default_rng((EVALUATION_SEED, index)))
         questions += [(index, group) for group in groups[:passes] if len(group.places)]
-    for batch in pack(questions, size=lambda question: len(question[1].tokens), budget=EVALUATION_TOKENS):
-        for (index, group), loss in zip(batch, _score(model, [group for _, group in batch]), strict=True):
-            yield ProteinLoss(index=index, length=len(proteins[index]), loss=loss, count=len(group.places))
+    for packed in pack(questions, size=lambda question: len(question[1].tokens), budget=EVALUATION_TOKENS):
+        groups = [group for _, group in packed]
+        with torch.no_grad():
+            losses = module(*_join(groups).on(device))
+        parts = torch.split(losses, [len(group.places) for group in groups])
+        for (index, group), part in zip(packed, parts, strict=True):
+            yield ProteinLoss(index=index, length=len(proteins[index]), loss=float(part.sum()), count=len(group.places))
 
 
-@torch.no_grad()
-def _score(model: ProteinModel, groups: list[MaskedTokens]) -> list[float]:
-    """Return the summed cross entropy of each group."""
-    device = model.encoder.embedding.weight.device
+def _join(groups: Sequence[MaskedTokens]) -> Batch:
+    """Put masked proteins end to end."""
     lengths = [len(group.tokens) for group in groups]
     starts = np.cumsum([0, *lengths[:-1]])
-    tokens = torch.from_numpy(np.concatenate([group.tokens for group in groups])).to(device)
-    places = np.concatenate([group.places + start for group, start in zip(groups, starts, strict=True)])
-    targets = torch.from_numpy(np.concatenate([group.targets for group in groups])).to(device)
-    hidden = model(tokens, Packed(lengths, device))[torch.from_numpy(places).to(device)]
-    losses = torch.nn.functional.cross_entropy(model.logits(hidden).float(), targets, reduction="none")
-    return [float(part.sum()) for part in torch.split(losses, [len(group.places) for group in groups])]
+    question = MaskedTokens(
+        tokens=np.concatenate([group.tokens for group in groups]),
+        places=np.concatenate([group.places + start for group, start in zip(groups, starts, strict=True)]),
+        targets=np.concatenate([group.targets for group in groups]),
+    )
+    return Batch(lengths=lengths, question=question)

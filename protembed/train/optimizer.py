@@ -32,7 +32,9 @@ def build_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], section: Tr
 
 
 def learning_rate(step: int, section: TrainSection) -> float:
-    """Return the learning rate of a step (from 0): linear warm-up, then decay to the final one at the last step.
+    """Return the learning rate of a step (from 0): linear warm-up, a plateau, decay to the final one at the last step.
+
+    With `decay_share=1` there is no plateau; with less it is the warmup-stable-decay schedule (arXiv 2404.06395).
 
     >>> section = TrainSection(out="run", steps=100, warmup_steps=10, learning_rate=1.0, decay="linear")
     >>> learning_rate(4, section), learning_rate(100, section)
@@ -40,6 +42,7 @@ def learning_rate(step: int, section: TrainSection) -> float:
     """
     if step < section.warmup_steps:
         return section.learning_rate * (step + 1) / section.warmup_steps
-    progress = (step - section.warmup_steps) / max(1, section.steps - section.warmup_steps)
+    span = max(1.0, (section.steps - section.warmup_steps) * section.decay_share)
+    progress = max(0.0, 1 - (section.steps - step) / span)
     remaining = 1 - progress if section.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return section.final_learning_rate + (section.learning_rate - section.final_learning_rate) * remaining

@@ -1,13 +1,10 @@
 """The pretraining loop: from a configuration to a native checkpoint, a metrics file and a stream of reports."""
 
-import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,81 +12,49 @@ import torch
 from torch import Tensor
 
 from protembed import checkpoint
-from protembed.alphabet import PROTEMBED
-from protembed.batching import TokenBatch
-from protembed.card import EncoderConfig, MlmHeadConfig, ModelCard
 from protembed.errors import TrainingError
-from protembed.layout import Packed
-from protembed.model import ProteinModel
-from protembed.train.checkpoints import Progress, list_checkpoints, restore, save_checkpoint
-from protembed.train.config import ModelSection, PretrainConfig
-from protembed.train.data import Cursor, Packing, TokenStore, prepare
-from protembed.train.evaluation import perplexity, protein_losses
-from protembed.train.masking import mask_tokens
+from protembed.model import ProteinModel, skeleton
+from protembed.train.batches import Batch, Shape
+from protembed.train.checkpoints import Checkpoints, Progress, list_checkpoints, read_optimizers, read_progress
+from protembed.train.config import PretrainConfig, make_card
+from protembed.train.corpus import Corpus, open_corpus, prepare_corpus
+from protembed.train.data import Packing, TokenStore
+from protembed.train.evaluation import score_proteins
+from protembed.train.forecast import peak_flops, training_flops_per_token
+from protembed.train.interruption import Interruption
+from protembed.train.log import Report, RunLog, SpikeWatch, used_memory
+from protembed.train.objective import MaskedResidues, Step, Steps, ahead
 from protembed.train.optimizer import build_optimizers, learning_rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What happened up to a step; `valid_perplexity` only where the model was evaluated."""
-
-    step: int
-    steps: int
-    tokens: int
-    epoch: float
-    seconds: float
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    tokens_per_second: float
-    valid_perplexity: float | None = None
-
-    def __str__(self) -> str:
-        valid = "" if self.valid_perplexity is None else f", valid perplexity {self.valid_perplexity:.2f}"
-        return f"step {self.step:,}: loss {self.loss:.3f}{valid}, {self.tokens_per_second:,.0f} tokens/s"
-
-
-def make_card(section: ModelSection) -> ModelCard:
-    """Describe the model that a configuration asks for."""
-    shape = {key: value for key, value in asdict(section).items() if key != "name"}
-    encoder = EncoderConfig(vocab_size=len(PROTEMBED), mask_id=PROTEMBED.mask_id, **shape)
-    return ModelCard(
-        name=section.name,
-        encoder=encoder,
-        alphabet=PROTEMBED,
-        mlm_head=MlmHeadConfig(),
-        license="Apache-2.0",
-        source="trained by protembed pretrain",
-    )
+from protembed.train.parallel import World, clip, full_weights, parallelise, without_sync
 
 
 class Trainer:
-    """One pretraining run in one process.
+    """One process of a pretraining run.
 
     The run lives in the folder `[train] out`: checkpoints, `metrics.jsonl`, and at the end `model.safetensors`.
-    A second start goes on from the newest checkpoint.
+    A second start goes on from the newest checkpoint, with the same number of processes or another one.
     """
 
-    def __init__(self, config: PretrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: PretrainConfig, world: World) -> None:
+        self.config, self.world = config, world
         section = config.train
         if section.threads:
             torch.set_num_threads(section.threads)
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if section.device == "auto" else section.device
-        self.device = torch.device(name)
         self.run_folder = Path(section.out)
         self.run_folder.mkdir(parents=True, exist_ok=True)
-        self.alphabet = PROTEMBED
-        cache = Path(config.data.cache)
-        self.store = prepare(config.data.train, cache / "train", self.alphabet)
-        self.valid = self._valid_proteins(prepare(config.data.valid, cache / "valid", self.alphabet))
-        self.model = ProteinModel(make_card(config.model))
-        self.model.initialise(section.seed)
-        self.model.to(self.device)
-        self.optimizers = build_optimizers(self.model.named_parameters(), section)
-        self.progress = Progress()
-        if found := list_checkpoints(self.run_folder):
-            self.progress = restore(found[-1], self.model, self.optimizers, config.to_dict())
+        self.card = make_card(config.model)
+        corpus = self._open_corpus()
+        self.store = corpus.train
+        self.valid = self._valid_proteins(corpus.valid)
+        found = list_checkpoints(self.run_folder)
+        self.progress = read_progress(found[-1], config.to_dict()) if found else Progress()
+        self.module = MaskedResidues(skeleton(self.card))
+        self.trained = parallelise(self.module, config.parallel, world, self._weights(found[-1] if found else None))
+        self.optimizers = build_optimizers(self.module.named_parameters(), section)
+        if found:
+            read_optimizers(found[-1], self.module, self.optimizers)
+        self.checkpoints = Checkpoints(self.run_folder, world, keep=section.keep_checkpoints)
+        self.steps = self._steps()
 
     @property
     def result(self) -> Path:
@@ -98,140 +63,230 @@ class Trainer:
 
     def introduce(self) -> str:
         """Say in a line what is trained on what, and from where on."""
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = sum(parameter.numel() for parameter in skeleton(self.card).parameters())
         return (
-            f"{self.config.model.name}: {parameters:,} parameters, {len(self.store):,} proteins, "
-            f"step {self.progress.step:,} of {self.config.train.steps:,} on {self.device}"
+            f"{self.card.name}: {parameters:,} parameters, {len(self.store):,} proteins, "
+            f"step {self.progress.step:,} of {self.config.train.steps:,} on {self.world.size} x {self.world.device}"
         )
 
     def run(self) -> Iterator[Report]:
         """Train to the last step; yield a report every `log_every` steps and at every evaluation.
 
-        Raises TrainingError when the loss is not a number; the newest checkpoint stays what it was.
+        Raises TrainingError when the loss is not a number, WorkerLostError when another process is gone, and
+        KeyboardInterrupt, after saving, when the run is asked to end (SIGTERM, SIGUSR1, SIGINT).
         """
-        section = self.config.train
-        packing = Packing(
-            store=self.store,
-            alphabet=self.alphabet,
-            batch_tokens=section.batch_tokens,
-            max_residues=self.config.data.max_residues,
-            seed=section.seed,
-        )
-        stream = packing.batches(self.progress.cursor)
-        losses: list[float] = []
-        mark, marked_tokens = time.perf_counter(), self.progress.tokens
-        while self.progress.step < section.steps:
-            began = time.perf_counter()
-            batches, cursor = self._take(stream)
-            rate = learning_rate(self.progress.step, section)
-            loss, norm = self._step(batches, rate)
-            losses.append(loss)
-            done = self.progress.step + 1
-            self.progress = Progress(
-                step=done,
-                tokens=self.progress.tokens + sum(len(batch.tokens) for batch in batches),
-                seconds=self.progress.seconds + time.perf_counter() - began,
-                cursor=cursor,
-            )
-            last = done == section.steps
-            evaluate = done % section.evaluate_every == 0 or last
-            if evaluate or done % section.log_every == 0:
-                speed = (self.progress.tokens - marked_tokens) / (time.perf_counter() - mark)
-                report = self._report(float(np.mean(losses)), rate, norm, speed)
-                yield self._record(replace(report, valid_perplexity=self.evaluate()) if evaluate else report)
-                losses = []
-                mark, marked_tokens = time.perf_counter(), self.progress.tokens
-            if done % section.checkpoint_every == 0 or last:
-                self._save()
-        checkpoint.save(self.model, self.result)
+        with Interruption() as interruption:
+            yield from self._train(interruption)
+        self.checkpoints.finish()
+        weights = full_weights(self.module.model)
+        if self.world.is_main:
+            checkpoint.save_weights(self.card, weights, self.result)
 
     def evaluate(self) -> float:
         """Return the masked perplexity on the first proteins of the validation set, one pass each."""
-        self.model.eval()
-        value = perplexity(protein_losses(self.model, self.valid, passes=1))
-        self.model.train()
-        return value
+        self.module.eval()
+        # Shards of a model must be asked for the same things at the same time; whole models divide the proteins.
+        divided = self.config.parallel.strategy == "ddp"
+        mine = self.valid[self.world.rank :: self.world.size] if divided else self.valid
+        scored = list(score_proteins(self.module, self.card.alphabet, mine, self.world.device, passes=1))
+        self.module.train()
+        loss, count = self.world.sum(sum(item.loss for item in scored), sum(item.count for item in scored))
+        return math.exp(loss / count)
+
+    def flops_per_token(self) -> float:
+        """Return the operations that a token of this corpus takes; see `forecast.training_flops_per_token`."""
+        specials = self.card.alphabet.prefix + self.card.alphabet.suffix
+        lengths = np.minimum(self.store.lengths, self.config.data.max_residues).astype(np.float64) + specials
+        return training_flops_per_token(
+            self.card.encoder,
+            self.card.mlm_head,
+            mask_rate=self.config.mask.rate,
+            mean_squares_over_mean=float((lengths**2).sum() / lengths.sum()),
+        )
+
+    def _train(self, interruption: Interruption) -> Iterator[Report]:
+        section = self.config.train
+        log = RunLog(self.run_folder, self.progress.step, tensorboard=section.tensorboard and self.world.is_main)
+        meter = _Meter(self)
+        stream = ahead(self.steps.after(self.progress.cursor, self.progress.step))
+        while self.progress.step < section.steps:
+            began = time.perf_counter()
+            step = next(stream)
+            waited = time.perf_counter() - began
+            rate = learning_rate(self.progress.step, section)
+            loss, norm, stop = self._update(step, rate, interruption.asked)
+            done = self.progress.step + 1
+            self.progress = Progress(
+                step=done,
+                tokens=self.progress.tokens + step.tokens,
+                seconds=self.progress.seconds + time.perf_counter() - began,
+                cursor=step.cursor,
+            )
+            meter.see(loss, norm, step.tokens, waited)
+            last = done == section.steps
+            evaluate = done % section.evaluate_every == 0 or last
+            if evaluate or done % section.log_every == 0:
+                report = meter.report(rate)
+                report = replace(report, valid_perplexity=self.evaluate()) if evaluate else report
+                if self.world.is_main:
+                    log.write(report)
+                yield report
+                meter.restart()
+            if done % section.checkpoint_every == 0 or last or stop:
+                self.checkpoints.save(self.card, self.module, self.optimizers, self.progress, self.config.to_dict())
+            self.checkpoints.poll()
+            if stop and not last:
+                self.checkpoints.finish()
+                raise KeyboardInterrupt
+
+    def _update(self, step: Step, rate: float, asked: bool) -> tuple[float, float, bool]:
+        """Update the weights once; return the mean loss over masked residues, the gradient norm, the wish to stop."""
+        total, stop = self.world.sum(sum(batch.count for batch in step.batches), asked)
+        losses = []
+        with self.world.watch():
+            for number, batch in enumerate(step.batches, start=1):
+                with without_sync(self.trained, number < len(step.batches)):
+                    loss = self._loss(batch) / total
+                    (loss * self.world.size).backward()  # type: ignore[no-untyped-call]  # gradients are averaged
+                losses.append(loss.detach())
+            norm = clip(self.module, self.config.train.clip)
+        (loss_sum,) = self.world.sum(float(sum(losses)))
+        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+            self._give_up(step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss_sum, norm, stop > 0
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch, summed over its masked residues."""
+        device = self.world.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bfloat16"):
+            losses: Tensor = self.trained(*batch.on(device))
+        return losses.sum()
+
+    def _give_up(self, step: Step) -> None:
+        """Save what every process was computing, and raise TrainingError."""
+        folder = self.run_folder / f"not_a_number_step_{self.progress.step + 1:08d}"
+        folder.mkdir(exist_ok=True)
+        for number, batch in enumerate(step.batches):
+            arrays = {**asdict(batch.question), "lengths": batch.lengths}
+            np.savez(folder / f"process_{self.world.rank}_batch_{number}.npz", **arrays)
+        raise TrainingError(
+            f"the loss is not a number at step {self.progress.step + 1}; its batches are in {folder}",
+            hint="Lower [train] learning_rate; starting again goes on from the newest checkpoint.",
+        )
+
+    def _open_corpus(self) -> Corpus:
+        """Open the corpus; the main process makes it first when it is not there and its sources are named."""
+        data = self.config.data
+        folder = Path(data.corpus)
+        if data.train and self.world.is_main:
+            prepare_corpus(data.train, folder, self.card.alphabet, valid=data.valid)
+        self.world.wait()
+        return open_corpus(folder, self.card.alphabet)
 
     def _valid_proteins(self, store: TokenStore) -> list[npt.NDArray[np.int64]]:
         count = min(len(store), self.config.train.evaluate_proteins)
         if count == 0:
             raise TrainingError("the validation set is empty", hint="Name proteins in [data] valid.")
         longest = self.config.data.max_residues
-        return [self.alphabet.surround(store[index][:longest]) for index in range(count)]
+        return [self.card.alphabet.surround(store[index][:longest]) for index in range(count)]
 
-    def _take(self, stream: Iterator[tuple[list[npt.NDArray[np.int64]], Cursor]]) -> tuple[list[TokenBatch], Cursor]:
-        batches = []
-        for _ in range(self.config.train.accumulate):
-            proteins, cursor = next(stream)
-            batches.append(TokenBatch.of(proteins))
-        return batches, cursor
-
-    def _step(self, batches: list[TokenBatch], rate: float) -> tuple[float, float]:
-        """Update the weights once; return the mean loss over masked residues and the gradient norm."""
-        section = self.config.train
-        questions = []
-        for number, batch in enumerate(batches):
-            rng = np.random.default_rng((section.seed, self.progress.step, number))
-            questions.append(mask_tokens(batch.tokens, self.alphabet, self.config.mask, rng))
-        total = sum(len(question.places) for question in questions)
-        loss_sum = 0.0
-        for batch, question in zip(batches, questions, strict=True):
-            places, targets = (torch.from_numpy(x).to(self.device) for x in (question.places, question.targets))
-            with self._autocast():
-                hidden = self.model(
-                    torch.from_numpy(question.tokens).to(self.device), Packed(batch.lengths, self.device)
+    def _weights(self, found: Path | None) -> dict[str, Tensor]:
+        """Return the weights to begin with: a checkpoint's, those of `start_from`, or fresh ones; main process only."""
+        if not self.world.is_main:
+            return {}
+        start = found / "model.safetensors" if found else Path(self.config.train.start_from or ".")
+        if found or self.config.train.start_from:
+            model = checkpoint.load(start, device=torch.device("cpu"), dtype=torch.float32)
+            if model.card.encoder != self.card.encoder:
+                raise TrainingError(
+                    f"{start}: is of another shape than [model] says",
+                    hint="[train] start_from names a native checkpoint of the same encoder.",
                 )
-                logits = self.model.logits(hidden[places])  # (M, vocab_size): the head runs on masked places only
-            loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / total
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.item()
-        norm = self._clip()
-        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
-            raise TrainingError(
-                f"the loss is not a number at step {self.progress.step + 1}",
-                hint="Lower [train] learning_rate; starting again goes on from the newest checkpoint.",
-            )
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
-        return loss_sum, norm
+        else:
+            model = ProteinModel(self.card)
+            model.initialise(self.config.train.seed)
+        return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
-    def _clip(self) -> float:
-        norm: Tensor = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
-        return norm.item()
+    def _steps(self) -> Steps:
+        section, data = self.config.train, self.config.data
+        alphabet = self.card.alphabet
+        packing = Packing(
+            store=self.store,
+            alphabet=alphabet,
+            batch_tokens=section.batch_tokens,
+            max_residues=data.max_residues,
+            seed=section.seed,
+            sampling=data.sampling,
+        )
+        shape = Shape(
+            tokens=section.batch_tokens,
+            places=max(1, round(self.config.mask.rate * section.batch_tokens)),
+            longest=data.max_residues + alphabet.prefix + alphabet.suffix,
+            pad_id=alphabet.pad_id,
+        )
+        return Steps(
+            packing=packing,
+            mask=self.config.mask,
+            rank=self.world.rank,
+            ranks=self.world.size,
+            accumulate=section.accumulate,
+            shape=shape if self.config.parallel.compile else None,
+        )
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.train.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
-    def _report(self, loss: float, rate: float, norm: float, speed: float) -> Report:
+class _Meter:
+    """What is added up between two reports."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._spikes = SpikeWatch()
+        config, world = trainer.config, trainer.world
+        peak = config.train.peak_tflops * 1e12 or _peak(world.device)
+        self._peak_tokens = peak * world.size / trainer.flops_per_token() if peak else None
+        self.restart()
+
+    def restart(self) -> None:
+        self._began = time.perf_counter()
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        self._warning = ""
+        self._tokens = 0
+        self._waited = 0.0
+
+    def see(self, loss: float, norm: float, tokens: int, waited: float) -> None:
+        """Take a step in."""
+        self._losses.append(loss)
+        self._norms.append(norm)
+        self._warning = self._spikes.see(loss) or self._warning
+        self._tokens += tokens
+        self._waited += waited
+
+    def report(self, rate: float) -> Report:
+        """Say what happened since the last report."""
+        trainer, progress = self._trainer, self._trainer.progress
+        seconds = time.perf_counter() - self._began
+        speed = self._tokens / seconds
         return Report(
-            step=self.progress.step,
-            steps=self.config.train.steps,
-            tokens=self.progress.tokens,
-            epoch=round(self.progress.cursor.epoch + self.progress.cursor.used / len(self.store), 4),
-            seconds=round(self.progress.seconds, 3),
-            loss=loss,
+            step=progress.step,
+            steps=trainer.config.train.steps,
+            tokens=progress.tokens,
+            epoch=round(progress.cursor.epoch + progress.cursor.used / trainer.steps.packing.epoch_size, 4),
+            seconds=round(progress.seconds, 3),
+            loss=float(np.mean(self._losses)),
             learning_rate=rate,
-            gradient_norm=norm,
+            gradient_norm=float(np.mean(self._norms)),
             tokens_per_second=round(speed, 1),
+            data_wait=round(self._waited / seconds, 4),
+            memory_gb=round(used_memory(trainer.world.device), 3),
+            mfu=round(speed / self._peak_tokens, 4) if self._peak_tokens else None,
+            warning=self._warning,
         )
 
-    def _record(self, report: Report) -> Report:
-        with (self.run_folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(report)) + "\n")
-        return report
 
-    def _save(self) -> None:
-        section = self.config.train
-        save_checkpoint(
-            self.run_folder,
-            self.model,
-            self.optimizers,
-            self.progress,
-            self.config.to_dict(),
-            keep=section.keep_checkpoints,
-        )
+def _peak(device: torch.device) -> float | None:
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
