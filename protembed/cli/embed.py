@@ -40,7 +40,7 @@ def embed(
         Literal["float32", "float16"] | None, typer.Option(help="What is written (residues: float16).")
     ] = None,
     device: Device = "auto",
-    backend: Annotated[Literal["auto", "torch"], typer.Option(help="Runtime.")] = "auto",
+    backend: Annotated[Literal["auto", "torch", "onnx"], typer.Option(help="Runtime.")] = "auto",
     threads: Threads = None,
     max_tokens: Annotated[str, typer.Option(help="Token budget of a batch, or auto.")] = "auto",
     long: Annotated[
