@@ -4,7 +4,8 @@ Same shape (ESM-2), proteins, share of masks, optimizer (fused AdamW, clipping) 
 draws and packs proteins as `protembed pretrain` does, and its head sees masked residues only. Theirs is filled in the
 order of the file, padded to its longest protein, labels -100 off the masks. A batch of either has room for the same
 number of tokens, padding included. The contenders take turns step by step in one process (A B C D, A B C D, ...); the
-clock runs from the host's arrays to the updated weights. Figures are residues a second, no padding and no special
+clock runs from the host's arrays to the updated weights; on a CPU it counts the processor's seconds, which other work
+on the machine disturbs less. Figures are residues a second, no padding and no special
 tokens; medians over the rounds, ratios within a round. Needs `pip install protembed[bench]` and an idle machine:
 
     python benchmarks/train_speed.py --fasta uniprot_sprot.fasta.gz --threads 2 --json train_speed.json
@@ -76,7 +77,8 @@ class Contender:
     def step(self, device: torch.device) -> float:
         """Update the weights once; return residues a second."""
         work = next(self.batches)
-        began = time.perf_counter()
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        began = clock()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             loss = work.loss()
         loss.backward()
@@ -86,7 +88,7 @@ class Contender:
             optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return work.residues / (time.perf_counter() - began)
+        return work.residues / (clock() - began)
 
 
 def packed(size: str, precision: Precision, store: TokenStore, budget: int, device: torch.device) -> Contender:

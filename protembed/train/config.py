@@ -140,17 +140,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
 
     Raises UsageError naming the file, section and key.
     """
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})", hint="Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not TOML ({error})") from error
-    for override in overrides:
-        _apply(values, override)
-    known = {f.name: f for f in fields(PretrainConfig)}
-    _refuse_unknown(values, known, str(path))
-    sections: dict[str, Any] = {}
     kinds = {
         "model": ModelSection,
         "data": DataSection,
@@ -158,9 +147,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
         "train": TrainSection,
         "parallel": ParallelSection,
     }
-    for name, kind in kinds.items():
-        sections[name] = _section(kind, values.get(name, {}), f"{path}, section [{name}]")
-    return PretrainConfig(**sections)
+    return PretrainConfig(**read_sections(path, overrides, kinds))
+
+
+def read_sections(path: Path, overrides: Sequence[str], kinds: Mapping[str, type]) -> dict[str, Any]:
+    """Read the sections of a TOML file as the dataclasses `kinds`; overrides as in `load_config`. Raises UsageError."""
+    values = read_toml(path)
+    for override in overrides:
+        _apply(values, override)
+    _refuse_unknown(values, kinds, str(path))
+    return {name: _section(kind, values.get(name, {}), f"{path}, section [{name}]") for name, kind in kinds.items()}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises UsageError."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})", hint="Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error})") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -73,7 +73,7 @@ class World:
             if self.size == 1 or not _is_lost_connection(error):
                 raise
             raise WorkerLostError(
-                f"process {self.rank} of {self.size} lost another process of the run ({str(error).splitlines()[0]})",
+                f"process {self.rank} of {self.size} lost another process of the run",
                 hint="It was killed, or its machine failed. Start again: the run goes on from its newest checkpoint.",
             ) from error
 
