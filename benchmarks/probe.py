@@ -1,37 +1,42 @@
-"""How much secondary structure is in the hidden states? A linear probe of 3 states by layer.
+"""How much secondary structure is in the hidden states? A linear probe of 3 states, by layer.
 
 A softmax regression from the hidden state of a residue to H, E or C is fitted on proteins of SET=train and tested on
-CB513 (residues with mask 1). Beside it stand the same probe on an encoder with random weights and on the residue alone.
-DATA holds sequences.fasta.xz, labels3.fasta.xz and mask.fasta.xz: same ids, same order, SET= in the header.
+CB513 (residues with mask 1). The layer is chosen on SET=val. Beside it stand the same regression on an encoder with
+random weights, on the residue alone, and on the 15 residues around it (one-hot, as GOR: Garnier et al. 1978,
+doi 10.1016/0022-2836(78)90297-8). DATA holds sequences.fasta.xz, labels3.fasta.xz and mask.fasta.xz: same ids, same
+order, SET= in the header.
 
     python benchmarks/probe.py --data secondary_structure --model weights/protembed-3m.safetensors
 """
 
 import argparse
+import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from Bio.SeqIO.FastaIO import SimpleFastaParser
+from regression import Features, fit
 
 from protembed.alphabet import STANDARD_RESIDUES
+from protembed.backend import Backend
+from protembed.batching import TokenBatch, pack
 from protembed.console import Console, print_table
-from protembed.embed import Embedding, EmbedOptions, embed
 from protembed.loading import ModelOptions, open_model
 from protembed.model import ProteinModel
 from protembed.records import Record, read_fasta
 from protembed.torch_backend import TorchBackend
 
 STATES = "HEC"
-EPOCHS = 12
-BATCH = 4096
+SETS = ("train", "val", "test_CB513")
+WINDOW = 15
+LAYER_BYTES = 2 << 30  # hidden states of as many layers as fit are taken in one pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Labelled:
     """A protein, the state of each residue (0, 1, 2), and which residues count."""
 
@@ -40,112 +45,170 @@ class Labelled:
     counts: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Accuracies of one probe on validation and test; `iterations` of its fit, `layer` None where there is none."""
+
+    name: str
+    layer: int | None
+    valid: float
+    test: float
+    iterations: int = 0
+
+
 def read(folder: Path, name: str) -> Iterator[tuple[str, str]]:
     """Read a file of label strings; not with `read_fasta`, whose business is residues."""
     import lzma
 
     with lzma.open(folder / name, "rt") as handle:
-        yield from SimpleFastaParser(handle)
+        yield from SimpleFastaParser(handle)  # type: ignore[no-untyped-call]
 
 
-def load(folder: Path, wanted: str, limit: int | None) -> list[Labelled]:
-    """Read the proteins of one SET, drawn at random (seed 0) when there are more than `limit`."""
+def load(folder: Path, limits: Mapping[str, int | None], longest: int | None) -> dict[str, list[Labelled]]:
+    """Read the proteins of several SETs, drawn at random (seed 0) where there are more than the limit.
+
+    Training proteins of more than `longest` residues are left out; there are few.
+    """
+    found: dict[str, list[Labelled]] = {name: [] for name in limits}
     rows = zip(
         read_fasta([folder / "sequences.fasta.xz"]),
         read(folder, "labels3.fasta.xz"),
         read(folder, "mask.fasta.xz"),
         strict=True,
     )
-    found = []
     for record, (title, labels), (_, mask) in rows:
         assert title.split()[0] == record.id
         assert len(labels) == len(mask) == len(record.sequence)
-        if re.search(rf"SET={wanted}\b", record.description):
+        belongs = re.search(r"SET=(\S+)", record.description)
+        fits = longest is None or len(record.sequence) <= longest
+        if belongs and belongs[1] in found and fits:
             states = np.array([STATES.find(letter) for letter in labels])
-            found.append(Labelled(record, states, (np.array(list(mask)) == "1") & (states >= 0)))
-    if limit is None or len(found) <= limit:
-        return found
-    chosen = np.random.default_rng(0).choice(len(found), limit, replace=False)
-    return [found[index] for index in sorted(chosen)]
+            counted = (np.array(list(mask)) == "1") & (states >= 0)
+            found[belongs[1]].append(Labelled(record=record, states=states, counts=counted))
+    return {name: draw(proteins, limits[name]) for name, proteins in found.items()}
 
 
-def hidden(model: ProteinModel, proteins: list[Labelled], layer: int) -> npt.NDArray[np.float32]:
-    """Return the hidden states of all counted residues, one row each."""
-    options = EmbedOptions(pool=None, residues=True, layer=layer)
-    rows = []
-    for item, protein in zip(embed([p.record for p in proteins], TorchBackend(model), options), proteins, strict=True):
-        assert isinstance(item, Embedding)
-        assert item.residues is not None
-        rows.append(item.residues[protein.counts].astype(np.float32))
-    return np.concatenate(rows)
+def draw(proteins: list[Labelled], limit: int | None) -> list[Labelled]:
+    """Return the proteins, or `limit` of them drawn with seed 0."""
+    if limit is None or len(proteins) <= limit:
+        return proteins
+    chosen = np.random.default_rng(0).choice(len(proteins), limit, replace=False)
+    return [proteins[index] for index in sorted(chosen)]
 
 
-def one_hot(proteins: list[Labelled]) -> npt.NDArray[np.float32]:
-    """Return the residue itself, one row each."""
+def hidden(backend: Backend, proteins: Sequence[Labelled], layers: Sequence[int]) -> dict[int, Features]:
+    """Return the hidden states of all counted residues, (R, D) a layer, float16 to save room."""
+    alphabet = backend.card.alphabet
+    rows = sum(int(protein.counts.sum()) for protein in proteins)
+    states = {layer: np.empty((rows, backend.card.encoder.d_model), dtype=np.float16) for layer in layers}
+    filled = 0
+    for group in pack(proteins, size=lambda protein: len(protein.record.sequence), budget=backend.budget()):
+        batch = TokenBatch.of([alphabet.encode(protein.record.sequence) for protein in group])
+        around = (np.zeros(alphabet.prefix, dtype=np.bool_), np.zeros(alphabet.suffix, dtype=np.bool_))
+        kept = np.concatenate([np.concatenate((around[0], protein.counts, around[1])) for protein in group])
+        outputs = backend.run(batch, [("residues", layer) for layer in layers])
+        stop = filled + int(kept.sum())
+        for layer in layers:
+            states[layer][filled:stop] = outputs["residues", layer][kept]
+        filled = stop
+    return dict(states)
+
+
+def one_hot(proteins: Sequence[Labelled], window: int) -> Features:
+    """Return the residues of a window around every counted one; (R, window * 21), the 21st is any other letter."""
+    half, kinds = window // 2, len(STANDARD_RESIDUES) + 1
     rows = []
     for protein in proteins:
-        letters = np.array([STANDARD_RESIDUES.find(letter) for letter in protein.record.sequence])
-        rows.append(np.eye(21, dtype=np.float32)[letters][protein.counts])
+        letters = [STANDARD_RESIDUES.find(letter) % kinds for letter in protein.record.sequence]
+        padded = np.pad(np.array(letters), half, constant_values=kinds)  # beyond the ends: no letter at all
+        seen = np.lib.stride_tricks.sliding_window_view(padded, window)[protein.counts]
+        rows.append(np.eye(kinds + 1, kinds, dtype=np.bool_)[seen].reshape(len(seen), window * kinds))
     return np.concatenate(rows)
 
 
-def fit(x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]) -> torch.nn.Sequential:
-    """Fit a softmax regression on standardised columns."""
-    torch.manual_seed(0)
-    scale = torch.nn.BatchNorm1d(x.shape[1], affine=False)
-    probe = torch.nn.Sequential(scale, torch.nn.Linear(x.shape[1], len(STATES)))
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=3e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(inputs)).split(BATCH):  # type: ignore[no-untyped-call]
-            loss = torch.nn.functional.cross_entropy(probe(inputs[rows]), targets[rows])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        schedule.step()
-    return probe.eval()
+def assess(name: str, layer: int | None, inputs: Mapping[str, Features], y: Mapping[str, npt.NDArray[np.int64]]) -> Row:
+    """Fit on the first set, score the two others."""
+    probe = fit(inputs["train"], y["train"])
+    valid, tested = (probe.accuracy(inputs[part], y[part]) for part in SETS[1:])
+    return Row(name=name, layer=layer, valid=valid, test=tested, iterations=probe.iterations)
 
 
-def accuracy(
-    train: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
-    test: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]],
-) -> float:
-    """Fit on the first, return the share of right residues in the second."""
-    probe = fit(*train)
-    with torch.inference_mode():
-        return float((probe(torch.from_numpy(test[0])).argmax(dim=1).numpy() == test[1]).mean())
+def assess_layers(
+    model: ProteinModel,
+    layers: Sequence[int],
+    sets: Mapping[str, Sequence[Labelled]],
+    y: Mapping[str, npt.NDArray[np.int64]],
+) -> Iterator[Row]:
+    """Probe the layers of a model, as many in one pass as fit into memory."""
+    backend = TorchBackend(model)
+    layer_bytes = 2 * sum(map(len, y.values())) * model.card.encoder.d_model
+    at_once = max(1, LAYER_BYTES // layer_bytes)
+    for start in range(0, len(layers), at_once):
+        some = layers[start : start + at_once]
+        states = {part: hidden(backend, proteins, some) for part, proteins in sets.items()}
+        for layer in some:
+            yield assess(model.card.name, layer, {part: states[part].pop(layer) for part in SETS}, y)
+
+
+def measure(
+    model: ProteinModel, folder: Path, *, proteins: int | None, layers: Sequence[int] | None = None
+) -> Iterator[Row]:
+    """Probe what needs no model, an encoder with random weights, and the model."""
+    limits = {SETS[0]: proteins, SETS[1]: proteins and max(1, proteins // 5), SETS[2]: None}
+    sets = load(folder, limits, model.card.max_residues)
+    y = {part: np.concatenate([p.states[p.counts] for p in chosen]) for part, chosen in sets.items()}
+    majority = np.bincount(y["train"]).argmax()
+    shares = [float((y[part] == majority).mean()) for part in SETS[1:]]
+    yield Row(name="most frequent state", layer=None, valid=shares[0], test=shares[1])
+    for name, window in (("residue alone", 1), (f"{WINDOW} residues", WINDOW)):
+        yield assess(name, None, {part: one_hot(chosen, window) for part, chosen in sets.items()}, y)
+    random = ProteinModel(replace(model.card, name="random weights"))
+    random.initialise(0)
+    random.eval()
+    wanted = list(range(model.card.encoder.n_layers + 1)) if layers is None else list(layers)
+    for encoder in (random, model):
+        yield from assess_layers(encoder, wanted, sets, y)
+
+
+def best(rows: Iterable[Row], name: str) -> Row:
+    """Return the row of a model's best layer on the validation set."""
+    return max((row for row in rows if row.name == name), key=lambda row: row.valid)
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and lines to print."""
+    chosen = {(name, best(rows, name).layer) for name in {row.name for row in rows if row.layer is not None}}
+    lines = [
+        [
+            row.name,
+            "" if row.layer is None else f"{row.layer}{' (chosen)' if (row.name, row.layer) in chosen else ''}",
+            f"{row.valid:.3f}",
+            f"{row.test:.3f}",
+        ]
+        for row in rows
+    ]
+    return ["from", "layer", "validation", "CB513"], lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=ModelOptions().model)
-    parser.add_argument("--proteins", type=int, default=2000, help="of the training set")
+    parser.add_argument("--proteins", type=int, default=2000, help="of the training set; a fifth as many to validate")
     parser.add_argument("--layers", type=int, nargs="*", default=None, help="default: all")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    train = load(options.data, "train", options.proteins)
-    test = load(options.data, "test_CB513", None)
-    targets = [np.concatenate([p.states[p.counts] for p in proteins]) for proteins in (train, test)]
-    model = open_model(ModelOptions(model=options.model, device="cpu"))
-    random = ProteinModel(replace(model.card, name="random weights"))
-    random.initialise(0)
-    random.eval()
-    console = Console()
-    console.say(f"{len(train)} proteins to fit, {len(targets[0]):,} residues; CB513: {len(targets[1]):,} residues")
-    majority = np.bincount(targets[0]).argmax()
-    rows = [["most frequent state", "", f"{(targets[1] == majority).mean():.4f}"]]
-    rows.append(["residue alone", "", f"{accuracy((one_hot(train), targets[0]), (one_hot(test), targets[1])):.4f}"])
-    last = model.card.encoder.n_layers
-    for name, encoder, layers in (
-        ("random weights", random, [last]),
-        (model.card.name, model, options.layers if options.layers is not None else range(last + 1)),
-    ):
-        for layer in layers:
-            sets = [(hidden(encoder, proteins, layer), y) for proteins, y in zip((train, test), targets, strict=True)]
-            rows.append([name, str(layer), f"{accuracy(sets[0], sets[1]):.4f}"])
-            console.say("  ".join(rows[-1]))
-    print_table("3-state accuracy on CB513", ["from", "layer", "accuracy"], rows)
+    model = open_model(ModelOptions(model=options.model, device=options.device))
+    rows, console = [], Console()
+    for row in measure(model, options.data, proteins=options.proteins, layers=options.layers):
+        rows.append(row)
+        console.say(
+            f"{row.name} {'' if row.layer is None else row.layer}: {row.test:.4f} ({row.iterations} iterations)"
+        )
+    print_table("3-state accuracy", *table(rows))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 if __name__ == "__main__":

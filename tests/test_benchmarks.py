@@ -1,0 +1,192 @@
+"""The pure parts of benchmarks/: what they compute must be right before anybody quotes it."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from protembed import checkpoint
+from protembed.alphabet import PROTEMBED, STANDARD_RESIDUES
+from protembed.errors import InputError
+from protembed.model import ProteinModel
+from protembed.torch_backend import TorchBackend
+from protembed.train.corpus import open_corpus, prepare_corpus
+from protembed.train.evaluation import perplexity as mean_perplexity
+from tests.conftest import SEQUENCES
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import attention_contacts
+import gpu_train
+import l1_regression
+import loss_curve
+import perplexity
+import regression
+import slices
+
+
+@pytest.fixture(scope="module")
+def markov() -> list[str]:
+    """Proteins of a first-order chain: after a residue one of two others."""
+    rng = np.random.default_rng(0)
+    texts = []
+    for _ in range(60):
+        states = [int(rng.integers(20))]
+        for jump in rng.integers(1, 3, size=199):
+            states.append((3 * states[-1] + int(jump)) % 20)
+        texts.append("".join(STANDARD_RESIDUES[state] for state in states))
+    return texts
+
+
+class TestCountModels:
+    def test_windows_are_the_neighbours_of_standard_residues(self) -> None:
+        assert perplexity.windows(["AXC", "D"]).tolist() == [
+            [20, 20, 0, 20, 1],
+            [0, 20, 1, 20, 20],
+            [20, 20, 2, 20, 20],
+        ]
+
+    def test_counting_in_pieces_counts_the_same(self, markov: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = perplexity.count(markov)
+        monkeypatch.setattr(perplexity, "CHUNK", 500)
+        assert np.array_equal(perplexity.count(markov), whole)
+        assert whole.sum() == 60 * 200
+
+    @pytest.mark.parametrize("name", perplexity.CONTEXTS)
+    def test_probabilities_add_up_to_one(self, markov: list[str], name: str) -> None:
+        probabilities = perplexity.estimate(perplexity.count(markov[:3]), perplexity.CONTEXTS[name])
+        assert np.allclose(probabilities.sum(axis=perplexity.MIDDLE), 1)
+        assert probabilities.min() > 0
+
+    def test_context_pays_where_there_is_order(self, markov: list[str]) -> None:
+        counts = perplexity.count(markov[:50])
+        found = {
+            name: mean_perplexity(perplexity.count_losses(perplexity.estimate(counts, contexts), markov[50:]))
+            for name, contexts in perplexity.CONTEXTS.items()
+        }
+        assert 15 < found["unigram"] <= 20.5
+        assert 2 <= found["3-gram"] < 2.5
+        assert found["neighbours"] < found["3-gram"]
+
+    def test_the_unigram_is_the_shares(self) -> None:
+        probabilities = perplexity.estimate(perplexity.count(["A" * 30 + "C" * 70]), perplexity.CONTEXTS["unigram"])
+        (loss,) = perplexity.count_losses(probabilities, ["C"])
+        assert math.exp(-loss.loss) == pytest.approx(0.7, abs=0.01)
+
+
+class TestRegressions:
+    def test_softmax_regression_converges_to_the_generating_weights(self) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.normal(3, [0.1, 1, 10, 1], size=(20_000, 4)).astype(np.float16)
+        x[:, 3] = x[:, 1]  # a column twice: no unique solution, and yet one prediction
+        scores = x[:, :3].astype(np.float64) @ np.array([[20, 0, 0], [0, 2, 0], [0, 0, 0.1]])
+        y = (scores - scores.mean(axis=0) + rng.gumbel(size=scores.shape)).argmax(axis=1)
+        fitted = regression.fit(x, y)
+        ideal = float(((scores - scores.mean(axis=0)).argmax(axis=1) == y).mean())
+        assert fitted.iterations < regression.ITERATIONS
+        assert fitted.accuracy(x, y) == pytest.approx(ideal, abs=0.01)
+
+    def test_l1_drops_noise_and_meets_the_optimality_conditions(self) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(4000, 6)).astype(np.float32)
+        y = rng.random(4000) < 1 / (1 + np.exp(3 - 2 * x[:, 0] + x[:, 1]))
+        penalty = 60.0
+        found = l1_regression.fit(x, y, penalty=penalty)
+        gradient = x.T.astype(np.float64) @ (1 / (1 + np.exp(-(x @ found.weights + found.bias))) - y)
+        used = found.weights != 0
+        assert used.tolist() == [True, True, False, False, False, False]
+        assert np.allclose(gradient[used], -penalty * np.sign(found.weights[used]), atol=0.5)
+        assert (np.abs(gradient[~used]) <= penalty).all()
+
+    def test_a_regression_written_into_a_checkpoint_gives_the_same_contacts(
+        self, model: ProteinModel, model_file: Path, tmp_path: Path
+    ) -> None:
+        weights = np.linspace(-20, 20, 8)
+        fitted = l1_regression.L1Regression(weights=weights, bias=-1.0, iterations=1)
+        attention_contacts.write(model_file, fitted, tmp_path / "with.safetensors")
+        loaded = checkpoint.load(tmp_path / "with.safetensors", device=torch.device("cpu"))
+        sequence = "MKTAYIAKQRQISFVKSHFSRQ"
+        maps = attention_contacts.corrected_maps(TorchBackend(model), sequence)
+        expected = 1 / (1 + np.exp(1.0 - np.tensordot(weights, maps, axes=1)))
+        assert np.allclose(TorchBackend(loaded).contacts(PROTEMBED.encode(sequence)), expected, atol=1e-5)
+
+    def test_a_perfect_predictor_is_perfect(self) -> None:
+        rng = np.random.default_rng(0)
+        contacts = rng.random((60, 60)) < 0.5
+        contacts |= contacts.T
+        fold = attention_contacts.Fold(sequence="A" * 60, contacts=contacts, known=np.ones_like(contacts))
+        found = attention_contacts.precisions(lambda _: contacts.astype(float), [fold])
+        assert set(found.values()) == {1.0}
+        assert max(attention_contacts.precisions(lambda _: -contacts.astype(float), [fold]).values()) < 0.7
+
+
+class TestLossCurve:
+    def test_recovers_the_law_that_made_the_losses(self) -> None:
+        tokens = np.geomspace(1e6, 3e8, 25)
+        noise = np.random.default_rng(0).normal(scale=1e-4, size=25)
+        best, others = loss_curve.fit(tokens, 2.3 + 40 * tokens**-0.3 + noise)
+        assert best.floor == pytest.approx(2.3, abs=0.02)
+        assert best.exponent == pytest.approx(0.3, abs=0.02)
+        last = loss_curve.forecast(best, others, 3e8)[-1]
+        assert last.low <= math.exp(2.3 + 40 * 3e10**-0.3) <= last.high
+
+    def test_a_resumed_run_counts_each_step_once(self, tmp_path: Path) -> None:
+        steps = [10, 20, 30, 20, 30, 40, 50]
+        reports = [{"step": s, "tokens": 100 * s, "valid_perplexity": 18.0 - s / 50} for s in steps]
+        path = tmp_path / "metrics.jsonl"
+        path.write_text("\n".join(json.dumps(r) for r in [*reports, {**reports[0], "valid_perplexity": None}]))
+        tokens, _ = loss_curve.read([path])
+        assert tokens.tolist() == [1000, 2000, 3000, 4000, 5000]
+        with pytest.raises(InputError, match="too few"):
+            loss_curve.read([path], from_tokens=2500)
+
+
+class TestTransport:
+    @pytest.fixture
+    def corpus(self, tmp_path: Path) -> Path:
+        train, valid = tmp_path / "a.fasta", tmp_path / "v.fasta"
+        names = ["one", "two", "one", "three", "two", "one"]
+        proteins = zip(names, SEQUENCES.values(), strict=True)
+        train.write_text("".join(f">{i} cluster={name}\n{text}\n" for i, (name, text) in enumerate(proteins)))
+        valid.write_text(">v\nMKTAYIAKQRBXUZOW\n")
+        prepare_corpus([str(train)], tmp_path / "corpus", PROTEMBED, valid=[str(valid)])
+        train.unlink()  # it must not be needed
+        return tmp_path / "corpus"
+
+    def test_a_corpus_comes_back_as_it_was(self, corpus: Path, tmp_path: Path) -> None:
+        files = gpu_train.pack(corpus, tmp_path / "sent", limit=300)
+        assert len(files) > 2
+        assert all(path.stat().st_size <= 300 for path in files[1:])
+        gpu_train.unpack(tmp_path / "sent", tmp_path / "there")
+        before, after = (open_corpus(folder, PROTEMBED) for folder in (corpus, tmp_path / "there"))
+        for split in ("train", "valid"):
+            one, two = getattr(before, split), getattr(after, split)
+            assert [one[i].tolist() for i in range(len(one))] == [two[i].tolist() for i in range(len(two))]
+            assert np.array_equal(one.clusters, two.clusters)
+        assert after.statistics == before.statistics
+        assert len(after.train.clusters) - 1 == 3
+
+    def test_a_damaged_slice_is_named(self, corpus: Path, tmp_path: Path) -> None:
+        files = gpu_train.pack(corpus, tmp_path / "sent", limit=300)
+        files[2].write_bytes(bytes(files[2].stat().st_size))
+        with pytest.raises(InputError, match=files[2].name):
+            gpu_train.unpack(tmp_path / "sent", tmp_path / "there")
+        assert not (tmp_path / "there").exists()
+
+    def test_slices_are_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "x.bin").write_bytes(bytes(range(256)) * 5)
+        files = slices.cut(tmp_path / "x.bin", tmp_path / "cut", limit=500)
+        assert [path.stat().st_size for path in files[1:]] == [500, 500, 280]
+        slices.join(tmp_path / "cut", tmp_path / "y.bin")
+        assert (tmp_path / "y.bin").read_bytes() == (tmp_path / "x.bin").read_bytes()
+
+    def test_shards_become_one_checkpoint(self, model: ProteinModel, model_file: Path, tmp_path: Path) -> None:
+        gpu_train.shards(model_file, tmp_path / "back", limit=20_000, dtype=torch.float16)
+        gpu_train.join(tmp_path / "back", tmp_path / "whole.safetensors")
+        loaded = checkpoint.load(tmp_path / "whole.safetensors", device=torch.device("cpu"))
+        assert loaded.card.encoder == model.card.encoder
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor.half())
