@@ -17,7 +17,8 @@ class EncoderConfig:
 
     Only what changes the function is a field: what algebra can absorb is done when a foreign checkpoint
     is converted. `max_length` counts tokens, specials included; None means no limit. `token_dropout` is the
-    share of masked tokens that ESM-2 saw in training and rescales for (0.12; 0 switches it off).
+    share of masked tokens that ESM-2 saw in training and rescales for (0.12; 0 switches it off). `stem` is the width of
+    a depthwise convolution over the embeddings that is added to them (odd; 0: none); our own small models have one.
 
     >>> config = EncoderConfig(vocab_size=29, d_model=192, n_layers=6, n_heads=6, d_ff=768, mask_id=1)
     >>> config.layer(-1)
@@ -41,6 +42,7 @@ class EncoderConfig:
     activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
     bias: bool = True
     token_dropout: float = 0.0
+    stem: int = 0
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads:
@@ -49,6 +51,8 @@ class EncoderConfig:
             raise ModelError(f"rotary positions need an even head size, not {self.d_model // self.n_heads}")
         if self.position == "learned" and self.max_length is None:
             raise ModelError("learned positions need max_length")
+        if self.stem < 0 or (self.stem and self.stem % 2 == 0):
+            raise ModelError(f"stem is {self.stem}: not an odd width, or 0 for none")
 
     def layer(self, number: int) -> int:
         """Resolve a layer number: 0 is the embedding layer, n_layers or -1 the last, after the final norm."""

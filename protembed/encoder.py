@@ -107,6 +107,17 @@ class Block(nn.Module):
         return x
 
 
+class Stem(nn.Module):
+    """A depthwise convolution over the embeddings, added to them: neighbours are known before any attention."""
+
+    def __init__(self, width: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, d_model))
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        return x + layout.convolve(x, self.weight)
+
+
 class Encoder(nn.Module):
     """Turn tokens into hidden states, one vector of size D a token.
 
@@ -123,6 +134,7 @@ class Encoder(nn.Module):
         learned = config.position == "learned"
         self.positions = nn.Embedding(config.max_length or 0, config.d_model) if learned else None
         self.embed_norm = make_norm(config) if config.embed_norm else None
+        self.stem = Stem(config.stem, config.d_model) if config.stem else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = make_norm(config) if config.final_norm else None
 
@@ -144,7 +156,7 @@ class Encoder(nn.Module):
         return hidden
 
     def embed(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Look the tokens up: token dropout's scale, learned positions and the norm included; (..., D)."""
+        """Look the tokens up: token dropout's scale, learned positions, norm and stem included; (..., D)."""
         x: Tensor = self.embedding(tokens)
         if self.config.token_dropout:
             # ESM: mask tokens are zero, the rest is scaled to the share of masks seen in training.
@@ -155,4 +167,6 @@ class Encoder(nn.Module):
             x = x + self.positions(layout.positions)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
+        if self.stem is not None:
+            x = self.stem(x, layout)
         return x

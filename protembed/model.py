@@ -123,10 +123,10 @@ class ProteinModel(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw fresh weights: N(0, 0.02), biases 0, gains 1, residual outputs by 1 / sqrt(2 n_layers) (GPT-2)."""
+        """Draw fresh weights: N(0, 0.02), residual outputs by 1 / sqrt(2 n_layers) (GPT-2); gains 1, the rest 0."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
+            if parameter.ndim < 2 or name == "encoder.stem.weight":
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
                 continue
             deep = name.endswith(("attention.out.weight", "feed_forward.down.weight"))

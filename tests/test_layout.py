@@ -1,11 +1,14 @@
 """Packed, padded and one at a time are the same function."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from protembed.card import EncoderConfig
 from protembed.encoder import Encoder
+from protembed.errors import ModelError
 from protembed.layout import Packed, Padded
 from protembed.model import ProteinModel
 from tests.conftest import SEQUENCES
@@ -14,7 +17,7 @@ FORMS = [
     {},
     {"activation": "swiglu", "bias": False, "qk_norm": True},
     {"position": "learned", "max_length": 200, "norm_order": "post", "embed_norm": True, "final_norm": False},
-    {"norm": "rmsnorm", "activation": "gelu_tanh", "token_dropout": 0.12},
+    {"norm": "rmsnorm", "activation": "gelu_tanh", "token_dropout": 0.12, "stem": 7},
 ]
 
 
@@ -89,3 +92,41 @@ def test_model_outputs_have_their_shapes(model: ProteinModel) -> None:
         ("cls", 2): (count, 32),
         ("logits", 2): (total, 20),
     }
+
+
+class TestStem:
+    """A convolution over the embeddings sees its own protein only, however the batch lies."""
+
+    lengths = (7, 1, 12, 3)
+
+    def test_packed_equals_padded_equals_torch(self) -> None:
+        torch.manual_seed(0)
+        weight = torch.randn(5, 6)
+        proteins = [torch.randn(length, 6) for length in self.lengths]
+        expected = [
+            torch.nn.functional.conv1d(x.T.unsqueeze(0), weight.T.unsqueeze(1), padding=2, groups=6)[0].T
+            for x in proteins
+        ]
+        packed = Packed(self.lengths).convolve(torch.cat(proteins), weight)
+        torch.testing.assert_close(packed, torch.cat(expected))
+        mask = torch.arange(12) < torch.tensor(self.lengths).unsqueeze(1)
+        rows = torch.nn.utils.rnn.pad_sequence(proteins, batch_first=True, padding_value=9.0)
+        padded = Padded(mask).convolve(rows, weight)
+        torch.testing.assert_close(padded[mask], torch.cat(expected))
+
+    def test_a_stem_of_zeros_changes_nothing_and_another_does(self, model: ProteinModel) -> None:
+        card = replace(model.card, encoder=replace(model.card.encoder, stem=5))
+        stemmed = ProteinModel(card).eval()
+        stemmed.load_state_dict(model.state_dict(), strict=False)
+        tokens, layout = torch.tensor([2, 4, 9, 7, 3, 2, 5, 3]), Packed([5, 3])
+        with torch.no_grad():
+            assert torch.equal(stemmed(tokens, layout), model(tokens, layout))
+            stemmed.encoder.stem.weight.normal_()
+            both = stemmed(tokens, layout)
+            assert not torch.allclose(both, model(tokens, layout))
+            torch.testing.assert_close(both[:5], stemmed(tokens[:5], Packed([5])))
+
+    @pytest.mark.parametrize("width", [4, -1])
+    def test_an_even_width_is_refused(self, model: ProteinModel, width: int) -> None:
+        with pytest.raises(ModelError, match="stem"):
+            replace(model.card.encoder, stem=width)

@@ -30,6 +30,7 @@ class ModelSection:
     qk_norm: bool = False
     activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
     bias: bool = True
+    stem: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from protembed.train.config import TrainSection
 
+_TABLES = ("embedding.weight", "positions.weight", "stem.weight", "mlm_head.weight")  # lists of vectors, no maps
+
 
 def build_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], section: TrainSection) -> list[Optimizer]:
     """Build what updates the weights; every part takes the same learning rate.
@@ -18,7 +20,7 @@ def build_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], section: Tr
     matrices: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in parameters:
-        inner = parameter.ndim == 2 and not name.endswith(("embedding.weight", "positions.weight", "mlm_head.weight"))
+        inner = parameter.ndim == 2 and not name.endswith(_TABLES)
         (matrices if inner else plain).append(parameter)
     flat = {"params": plain, "weight_decay": 0.0}
     decay = section.weight_decay

@@ -199,16 +199,19 @@ class Trainer:
         """Return the weights to begin with: a checkpoint's, those of `start_from`, or fresh ones; main process only."""
         if not self.world.is_main:
             return {}
-        start = found / "model.safetensors" if found else Path(self.config.train.start_from or ".")
+        model = ProteinModel(self.card)
+        start = found / "model.safetensors" if found else Path(self.config.train.start_from)
         if found or self.config.train.start_from:
-            model = checkpoint.load(start, device=torch.device("cpu"), dtype=torch.float32)
-            if model.card.encoder != self.card.encoder:
+            loaded = checkpoint.load(start, device=torch.device("cpu"), dtype=torch.float32)
+            shape, wanted = loaded.card.encoder, self.card.encoder
+            # A stem of zeros changes nothing: a model that was trained without one can get one.
+            if shape not in (wanted, replace(wanted, stem=0)):
                 raise TrainingError(
                     f"{start}: is of another shape than [model] says",
-                    hint="[train] start_from names a native checkpoint of the same encoder.",
+                    hint="[train] start_from names a native checkpoint of the same encoder, with its stem or without.",
                 )
+            model.load_state_dict(loaded.state_dict(), strict=shape == wanted)
         else:
-            model = ProteinModel(self.card)
             model.initialise(self.config.train.seed)
         return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
