@@ -42,7 +42,6 @@ parallel.compile=false
 train.evaluate_every=2
 train.evaluate_proteins=2
 parallel.strategy=ddp
-parallel.compile=false
 """
 
 
