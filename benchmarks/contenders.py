@@ -1,4 +1,4 @@
-"""The programs that embed_speed.py compares, all with one set of random ESM-2 weights, and how to read their outputs."""
+"""The programs that embed_speed.py compares, all with one set of random ESM-2 weights, and how outputs are read."""
 
 import hashlib
 import shutil

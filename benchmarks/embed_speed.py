@@ -2,8 +2,9 @@
 
 Every contender is a fresh process; they take turns (A B C D E, A B C D E, ...) on one FASTA with the same random ESM-2
 weights. What is measured is the process as the system accounts for it, start-up included: CPU-seconds (user and
-system), wall time, peak memory. Medians over the rounds; ratios are taken within a round. Needs `pip install
-protembed[bench]` and an otherwise idle machine:
+system), wall time, peak memory. A cold start is the wall time of a process that embeds one protein of 100 residues.
+Medians over the rounds; ratios are taken within a round. Needs `pip install protembed[bench]` and an otherwise idle
+machine:
 
     python benchmarks/embed_speed.py --fasta uniprot_sprot.fasta.gz --size 150m --json embed_speed.json
 """
@@ -18,51 +19,37 @@ import shutil
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from contenders import (
+    NAMES,
+    SEED,
+    SIZES,
+    YARDSTICK,
+    Array,
+    Contender,
+    contenders,
+    export_weights,
+    make_weights,
+)
 
-import protembed
 from protembed.records import Record, read_fasta
 
-PEERS = Path(__file__).parent / "peers"
-SEED = 0
 LENGTHS = range(30, 2001)
 """Proteins of these lengths are drawn: no contender truncates or cuts them."""
 
 LETTERS = frozenset("ACDEFGHIKLMNPQRSTVWYXBZUO")
 """What every contender's alphabet holds."""
 
-SIZES = {
-    "8m": ("esm2_t6_8M_UR50D", 6, 320),
-    "35m": ("esm2_t12_35M_UR50D", 12, 480),
-    "150m": ("esm2_t30_150M_UR50D", 30, 640),
-    "650m": ("esm2_t33_650M_UR50D", 33, 1280),
-}
-"""Name, layers and width of the published models."""
-
-YARDSTICK = "fair-esm"
-NAMES = ("protembed-float32", "protembed-bfloat16", YARDSTICK, "transformers-sorted", "transformers-file-order")
-
-Array = npt.NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """A program: its command line, what it writes, and how that is read: path, ids -> (N, D)."""
-
-    name: str
-    command: list[str]
-    output: Path
-    read: Callable[[Path, Sequence[str]], Array]
+COLD = 100
+"""Residues of the protein of a cold start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,60 +104,6 @@ def describe(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def make_weights(work: Path, size: str) -> Path:
-    """Return the folder that holds both forms of the weights of a size; they are made once."""
-    name, layers, width = SIZES[size]
-    maker = PEERS / "make_weights.py"
-    folder = work / f"{name}-seed{SEED}-{hashlib.sha256(maker.read_bytes()).hexdigest()[:8]}"
-    if not folder.is_dir():
-        print(f"making random weights of {name}", file=sys.stderr)
-        half = folder.with_suffix(".part")
-        shutil.rmtree(half, ignore_errors=True)
-        shape = ["--name", name, "--layers", str(layers), "--width", str(width), "--seed", str(SEED)]
-        subprocess.run([sys.executable, str(maker), str(half), *shape], check=True)
-        half.rename(folder)
-    return folder
-
-
-def contenders(weights: Path, name: str, fasta: Path, runs: Path, threads: int) -> Iterator[Contender]:
-    """Yield every contender, in the order of their turns."""
-    folder, file, common = str(weights / name), str(weights / f"{name}.pt"), ["--threads", str(threads)]
-    program = str(Path(sysconfig.get_path("scripts"), "protembed"))
-    for dtype in ("float32", "bfloat16"):
-        output = runs / f"{dtype}.h5"
-        options = ["-m", folder, "-o", str(output), "--dtype", dtype, "--device", "cpu", *common]
-        command = [program, "embed", str(fasta), *options]
-        yield Contender(name=f"protembed-{dtype}", command=command, output=output, read=read_store)
-    output = runs / "fair-esm"
-    command = [sys.executable, str(PEERS / "fair_esm.py"), file, str(fasta), str(output), *common]
-    yield Contender(name=YARDSTICK, command=command, output=output, read=read_folder)
-    for order, title in (("sorted", "transformers-sorted"), ("file", "transformers-file-order")):
-        output = runs / f"{order}.npz"
-        command = [sys.executable, str(PEERS / "transformers_padded.py"), folder, str(fasta), str(output)]
-        yield Contender(name=title, command=[*command, "--order", order, *common], output=output, read=read_npz)
-
-
-def read_store(path: Path, ids: Sequence[str]) -> Array:
-    """Read what protembed wrote."""
-    with protembed.open(path) as store:
-        return np.stack([store[name] for name in ids])
-
-
-def read_folder(path: Path, ids: Sequence[str]) -> Array:
-    """Read what fair-esm wrote."""
-    import torch
-
-    means = [torch.load(path / f"{name}.pt")["mean_representations"] for name in ids]
-    return np.stack([next(iter(layers.values())).numpy() for layers in means])
-
-
-def read_npz(path: Path, ids: Sequence[str]) -> Array:
-    """Read what transformers_padded.py wrote."""
-    with np.load(path) as file:
-        vectors = dict(zip(file["ids"].tolist(), file["embeddings"], strict=True))
-    return np.stack([vectors[name] for name in ids])
-
-
 def measure(contender: Contender, threads: int) -> Usage:
     """Run a contender in a fresh process, without its earlier output; raise SystemExit with its last words."""
     shutil.rmtree(contender.output, ignore_errors=True)
@@ -209,7 +142,7 @@ def machine() -> dict[str, Any]:
     """Return what the timings depend on beside the sample."""
     names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), "")
-    packages = ("protembed", "fair-esm", "transformers", "torch", "numpy")
+    packages = ("protembed", "fair-esm", "transformers", "torch", "onnxruntime", "numpy")
     return {
         "cpu": model or platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
@@ -219,7 +152,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-def summarise(name: str, rounds: dict[str, list[Usage]], residues: int, agreement: Agreement) -> dict[str, Any]:
+def take_turns(everyone: Sequence[Contender], n_rounds: int, threads: int) -> dict[str, list[Usage]]:
+    """Run every contender once a round; return what each took, round by round."""
+    rounds: dict[str, list[Usage]] = {}
+    for number in range(n_rounds):
+        for contender in everyone:
+            usage = measure(contender, threads)
+            rounds.setdefault(contender.name, []).append(usage)
+            progress = f"{usage.cpu_s:.2f} CPU-s, {usage.wall_s:.2f} s, {usage.peak_mb:,.0f} MB"
+            print(f"round {number + 1} of {n_rounds}, {contender.name}: {progress}", file=sys.stderr)
+    return rounds
+
+
+def summarise(
+    name: str, rounds: dict[str, list[Usage]], cold: dict[str, list[Usage]], residues: int, agreement: Agreement
+) -> dict[str, Any]:
     """Return the medians of a contender; its ratios to the yardstick are those of single rounds."""
     own, reference = rounds[name], rounds[YARDSTICK]
     wall = statistics.median(usage.wall_s for usage in own)
@@ -231,15 +178,18 @@ def summarise(name: str, rounds: dict[str, list[Usage]], residues: int, agreemen
         "times_cpu": statistics.median(b.cpu_s / a.cpu_s for a, b in zip(own, reference, strict=True)),
         "times_wall": statistics.median(b.wall_s / a.wall_s for a, b in zip(own, reference, strict=True)),
         "peak_mb": statistics.median(usage.peak_mb for usage in own),
+        "cold_start_s": statistics.median(usage.wall_s for usage in cold[name]),
         **asdict(agreement),
         "rounds": [asdict(usage) for usage in own],
+        "cold_rounds": [asdict(usage) for usage in cold[name]],
     }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Draw the results in Markdown."""
-    head = "| contender | CPU-s | wall-s | residues/s | x fair-esm (CPU) | peak MB | max abs diff | 1 - min cosine |"
-    lines = [head, "|---|" + "---:|" * 7]
+    columns = ("CPU-s", "wall-s", "residues/s", "x fair-esm (CPU)", "peak MB", "cold start s")
+    head = f"| contender | {' | '.join(columns)} | max abs diff | 1 - min cosine |"
+    lines = [head, "|---|" + "---:|" * 8]
     for row in rows:
         apart = ["-", "-"]
         if row["name"] != YARDSTICK:
@@ -251,6 +201,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['residues_per_s']:,.0f}",
             f"{row['times_cpu']:.2f}",
             f"{row['peak_mb']:,.0f}",
+            f"{row['cold_start_s']:.2f}",
             *apart,
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -276,26 +227,33 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
+def _length(record: Record) -> int:
+    return len(record.sequence)
+
+
 def main() -> None:
     """Draw the sample, let the contenders take turns, print the table."""
     options = parse_options()
     host, records = machine(), draw(options.fasta, options.proteins)
     sample, ids = describe(records), [record.id for record in records]
     weights = make_weights(options.work, options.size)
-    rounds: dict[str, list[Usage]] = {}
-    with tempfile.TemporaryDirectory(prefix="runs-", dir=options.work) as folder:
-        fasta = Path(folder, "sample.fasta")
-        fasta.write_text("".join(f">{record.id}\n{record.sequence}\n" for record in records))
-        everyone = contenders(weights, SIZES[options.size][0], fasta, Path(folder), options.threads)
-        chosen = [contender for contender in everyone if contender.name in {YARDSTICK, *options.peers}]
-        for number in range(options.rounds):
-            for contender in chosen:
-                usage = measure(contender, options.threads)
-                rounds.setdefault(contender.name, []).append(usage)
-                progress = f"{usage.cpu_s:.2f} CPU-s, {usage.wall_s:.2f} s, {usage.peak_mb:,.0f} MB"
-                print(f"round {number + 1} of {options.rounds}, {contender.name}: {progress}", file=sys.stderr)
-        vectors = {contender.name: contender.read(contender.output, ids) for contender in chosen}
-    rows = [summarise(name, rounds, sample["residues"], compare(vectors[name], vectors[YARDSTICK])) for name in vectors]
+    name, work = SIZES[options.size][0], tempfile.TemporaryDirectory(prefix="runs-", dir=options.work)
+    with work as folder:
+        runs, chosen = Path(folder), {YARDSTICK, *options.peers}
+        export_weights(weights / name, runs)
+        fastas = {"sample": records, "one": [Record("one", max(records, key=_length).sequence[:COLD])]}
+        usages, vectors = {}, {}
+        for title, proteins in fastas.items():
+            fasta = runs / f"{title}.fasta"
+            fasta.write_text("".join(f">{record.id}\n{record.sequence}\n" for record in proteins))
+            everyone = [one for one in contenders(weights, name, fasta, runs, options.threads) if one.name in chosen]
+            usages[title] = take_turns(everyone, options.rounds, options.threads)
+            if title == "sample":
+                vectors = {one.name: one.read(one.output, ids) for one in everyone}
+    rows = [
+        summarise(name, usages["sample"], usages["one"], sample["residues"], compare(own, vectors[YARDSTICK]))
+        for name, own in vectors.items()
+    ]
     settings = {"size": options.size, "threads": options.threads, "rounds": options.rounds, "seed": SEED}
     print("{proteins} proteins, {residues:,} residues; lengths {shortest} to {longest:,}, ".format(**sample), end="")
     print("median {median:.0f}, mean {mean:.0f} (all of Swiss-Prot: 294 and 361)".format(**sample))

@@ -1,6 +1,6 @@
 """The Python API: a loaded model, and what one can ask of it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from protembed.card import DEFAULT_MODEL
 from protembed.embed import EmbedOptions, Failure, Pool, embed
 from protembed.errors import InputError, ProtembedError, UsageError
 from protembed.loading import ModelOptions, open_backend
+from protembed.predict import Prediction, PredictOptions, attach_heads, predict
 from protembed.records import Record, clean, read_fasta
 
 Array = npt.NDArray[np.floating[Any]]
@@ -36,9 +37,11 @@ def load(
 ) -> "Model":
     """Load a model: the bundled one, another by name, or a checkpoint of any supported form by path.
 
-    With `offline` a model that is not there is not downloaded. `variant`, `checkpoint_version` and `n_heads` tell what
-    a ProteinLM file does not say itself.
-    Raises ModelError when it is missing, damaged or of an unknown kind, UsageError for a device that is not there.
+    `backend` is `torch`, or `onnx` for a file that `protembed export` wrote; `auto` takes the file, when one is at
+    hand, on a CPU. With `offline` a model that is not there is not downloaded. `variant`, `checkpoint_version` and
+    `n_heads` tell what a ProteinLM file does not say itself.
+    Raises ModelError when it is missing, damaged or of an unknown kind, UsageError for a device that is not there,
+    DependencyError without onnxruntime.
 
     >>> load().embed_residues(["MKTAYIAKQR"])[0].shape
     (10, 192)
@@ -170,6 +173,25 @@ class Model:
         model's limit.
         """
         return [self._backend.contacts(self._encode(record)) for record in _records(source)]
+
+    def predict(self, source: Source, task: str) -> list[Prediction]:
+        """Predict one task for every protein; `task` is a name that `protembed predict --task list` shows, or a path.
+
+        `.labels` and `.probabilities`, columns as in `.card.labels`, or `.values`; see predict.Prediction. Raises
+        UsageError for an unknown task, ModelError for a head of another encoder, ProtembedError for a protein that
+        cannot be computed.
+        """
+        return [next(iter(found.values())) for _, found in self.stream_predictions(source, [task])]
+
+    def stream_predictions(
+        self, source: Source, tasks: Sequence[str], *, max_tokens: int | None = None
+    ) -> Iterator[tuple[Record, Mapping[str, Prediction]]]:
+        """Stream what several tasks say of every protein, computed in one pass, by the names of the heads' tasks."""
+        predictor, heads = attach_heads(self._backend, tasks)
+        for item in predict(_records(source), predictor, heads, PredictOptions(max_tokens=max_tokens)):
+            if isinstance(item, Failure):
+                raise ProtembedError(f"{item.record}: {item.reason}")
+            yield item.record, item.tasks
 
     def _encode(self, record: Record) -> npt.NDArray[np.int64]:
         """Turn a protein that goes through the model in one piece into tokens."""

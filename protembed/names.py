@@ -6,6 +6,7 @@ from pathlib import Path
 from protembed import hub
 from protembed.card import ModelCard
 from protembed.errors import ModelError
+from protembed.onnx_file import OnnxFile
 from protembed.registry import KNOWN, NOTICES, KnownModel, find_known, show_terms, similar_names
 
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -126,6 +127,8 @@ def _read_card(path: Path) -> tuple[ModelCard, str]:
     from protembed.convert.kinds import recognise
     from protembed.convert.source import Told, open_source
 
+    if path.suffix == ".onnx":
+        return OnnxFile(path).header.card, ""
     if checkpoint.is_native(path):
         return checkpoint.read_card(path), f"{checkpoint.count_parameters(path) / 1e6:,.1f} M"
     return recognise(open_source(path), Told()).card, ""

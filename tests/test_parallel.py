@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import protembed
-from protembed import layout
 from protembed.train.checkpoints import list_checkpoints
 from tests.conftest import SEQUENCES, write_fasta
 

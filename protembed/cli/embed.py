@@ -130,7 +130,9 @@ def contacts(
     from protembed.records import input_files
 
     console = Console(quiet=quiet)
-    loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)
+    loading = ModelOptions(
+        model=model, device=device, dtype=dtype, backend="torch", threads=threads, offline=offline, n_heads=n_heads
+    )
     options = ContactOptions(
         out=out, plots=plot, store_dtype=store_dtype, unknown=unknown, key=key, resume=resume, overwrite=overwrite
     )

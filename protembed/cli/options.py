@@ -9,6 +9,7 @@ from protembed.console import Console
 if TYPE_CHECKING:
     from protembed.contacts import ContactJob
     from protembed.job import EmbedJob
+    from protembed.prediction_job import PredictJob
 
 Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")]
 ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `protembed models` lists, or a path.")]
@@ -23,7 +24,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and er
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
 
 
-def carry_out(run: "EmbedJob | ContactJob", console: Console) -> None:
+def carry_out(run: "EmbedJob | ContactJob | PredictJob", console: Console) -> None:
     """Do a job, show how far it is, sum up; exit status 3 when records failed."""
     with console.meter(run.residues, "residues") as meter:
         for progress in run.run():
