@@ -1,13 +1,15 @@
 """The seam between what protembed does and the runtime that computes: tokens in, named arrays out."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from protembed.batching import TokenBatch
 from protembed.card import ModelCard
+from protembed.head_card import HeadCard
 
 Output = tuple[str, int]
 """A kind (residues, mean, max, cls, logits) and a layer, counted from 0 (embedding) to n_layers."""
@@ -42,3 +44,17 @@ class Backend(Protocol):
 
     def attentions(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Compute the attention maps of one protein; (T,) -> (n_layers, H, T, T), special tokens in."""
+
+
+@runtime_checkable
+class Predictor(Backend, Protocol):
+    """A backend that runs task heads, too: hidden states go no further than this line."""
+
+    def attach(self, path: Path) -> HeadCard:
+        """Load a head beside the model, under the name of its task. Raises ModelError for another encoder's."""
+
+    def predict(self, batch: TokenBatch, tasks: Collection[str]) -> Mapping[str, list[npt.NDArray[np.float32]]]:
+        """Run the encoder once and the heads of these tasks on it; one array a protein, special tokens left out.
+
+        Residues (L, C), proteins (C,), contacts (L, L): logits, or values before HeadCard.scale.
+        """

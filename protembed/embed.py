@@ -63,7 +63,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A protein or a window of one: its tokens, where it starts, whether it is the last of its record."""
 
     record: Record
@@ -92,10 +92,10 @@ def embed_batches(
     and so is one that `long="skip"` leaves out or whose embedding is not finite: no record is ever lost.
     """
     budget = options.max_tokens or backend.budget()
-    pieces = _cut(records, backend, options)
+    pieces = cut(records, backend, options)
     pending = _Assembly(options)
     done: list[Embedding | Failure] = []
-    for group in pack(pieces, size=lambda p: len(p.tokens) if isinstance(p, _Piece) else 0, budget=budget):
+    for group in pack(pieces, size=lambda p: len(p.tokens) if isinstance(p, Piece) else 0, budget=budget):
         for piece, result in _run(group, backend, options):
             done += pending.add(piece, result)
         if not pending.open:
@@ -113,16 +113,16 @@ def embed(
         yield from batch
 
 
-def _cut(records: Iterable[Record], backend: Backend, options: EmbedOptions) -> Iterator[_Piece | Failure]:
+def cut(records: Iterable[Record], backend: Backend, options: EmbedOptions) -> Iterator[Piece | Failure]:
     """Turn records into pieces that the model takes."""
     limit = residue_limit(backend, options)
     alphabet = backend.card.alphabet
     for record in records:
         length = len(record.sequence)
         if limit is None or length <= limit:
-            yield _Piece(record, 0, alphabet.encode(record.sequence), True)
+            yield Piece(record, 0, alphabet.encode(record.sequence), True)
         elif options.long == "truncate":
-            yield _Piece(record, 0, alphabet.encode(record.sequence[:limit]), True)
+            yield Piece(record, 0, alphabet.encode(record.sequence[:limit]), True)
         elif options.long == "skip":
             yield Failure(record=record, reason=f"{length} residues are more than {limit} (--long skip)")
         elif options.long == "error":
@@ -134,25 +134,25 @@ def _cut(records: Iterable[Record], backend: Backend, options: EmbedOptions) -> 
             yield from _windows(record, limit, alphabet)
 
 
-def _windows(record: Record, limit: int, alphabet: Alphabet) -> Iterator[_Piece]:
+def _windows(record: Record, limit: int, alphabet: Alphabet) -> Iterator[Piece]:
     """Cut a long protein into overlapping windows of `limit` residues, the last one flush with its end."""
     end = len(record.sequence) - limit
     starts = [*range(0, end, max(1, limit - limit // OVERLAP)), end]
     for start in starts:
-        yield _Piece(record, start, alphabet.encode(record.sequence[start : start + limit]), start == end)
+        yield Piece(record, start, alphabet.encode(record.sequence[start : start + limit]), start == end)
 
 
 def _run(
-    group: list[_Piece | Failure], backend: Backend, options: EmbedOptions
-) -> Iterator[tuple[_Piece | Failure, dict[str, Array]]]:
+    group: list[Piece | Failure], backend: Backend, options: EmbedOptions
+) -> Iterator[tuple[Piece | Failure, dict[str, Array]]]:
     """Run a group of pieces; yield each with its outputs by kind (residues without special tokens)."""
-    pieces = [item for item in group if isinstance(item, _Piece)]
+    pieces = [item for item in group if isinstance(item, Piece)]
     results = iter(_compute(pieces, backend, _wanted(pieces, backend, options)))
     for item in group:
         yield (item, {}) if isinstance(item, Failure) else next(results)
 
 
-def _wanted(pieces: list[_Piece], backend: Backend, options: EmbedOptions) -> set[Output]:
+def _wanted(pieces: list[Piece], backend: Backend, options: EmbedOptions) -> set[Output]:
     layer = backend.card.encoder.layer(options.layer)
     kinds = set(options.pool.split("+")) if options.pool else set()
     if options.residues or not all(piece.whole for piece in pieces):
@@ -161,8 +161,8 @@ def _wanted(pieces: list[_Piece], backend: Backend, options: EmbedOptions) -> se
 
 
 def _compute(
-    pieces: list[_Piece], backend: Backend, wanted: set[Output]
-) -> Iterator[tuple[_Piece | Failure, dict[str, Array]]]:
+    pieces: list[Piece], backend: Backend, wanted: set[Output]
+) -> Iterator[tuple[Piece | Failure, dict[str, Array]]]:
     if not pieces:
         return
     try:
@@ -192,7 +192,7 @@ class _Assembly:
 
     def __init__(self, options: EmbedOptions) -> None:
         self._options = options
-        self._windows: list[tuple[_Piece, dict[str, Array]]] = []
+        self._windows: list[tuple[Piece, dict[str, Array]]] = []
         self._failed: Failure | None = None
 
     @property
@@ -200,7 +200,7 @@ class _Assembly:
         """Whether a protein has windows in and others still to come."""
         return bool(self._windows)
 
-    def add(self, piece: _Piece | Failure, result: dict[str, Array]) -> list[Embedding | Failure]:
+    def add(self, piece: Piece | Failure, result: dict[str, Array]) -> list[Embedding | Failure]:
         """Take the next piece; return the records that are complete with it, none or one."""
         if isinstance(piece, Failure):
             return self._fail(piece)
@@ -221,7 +221,7 @@ class _Assembly:
         self._windows, self._failed = [], failure
         return [failure]
 
-    def _join(self, windows: list[tuple[_Piece, dict[str, Array]]]) -> dict[str, Array]:
+    def _join(self, windows: list[tuple[Piece, dict[str, Array]]]) -> dict[str, Array]:
         """Average overlapping windows residue by residue, then pool; `cls` is the mean of the windows' own."""
         width = windows[0][1]["residues"].shape[1]
         total = np.zeros((len(windows[0][0].record.sequence), width), dtype=np.float32)

@@ -40,6 +40,14 @@ class Pooler(nn.Module):
         return pooled
 
 
+def symmetric_maps(probabilities: Tensor) -> Tensor:
+    """Make attention maps symmetric and take their average product off (APC, Dunn et al. 2008); (H, L, L)."""
+    maps = probabilities.float()
+    maps = maps + maps.transpose(-1, -2)
+    rows = maps.sum(dim=-1, keepdim=True)  # (H, L, 1)
+    return maps - rows * rows.transpose(-1, -2) / rows.sum(dim=-2, keepdim=True)
+
+
 class ContactHead(nn.Module):
     """Logistic regression over the attention maps of all layers (Rao et al. 2020, bioRxiv 2020.12.15.422761)."""
 
@@ -49,16 +57,9 @@ class ContactHead(nn.Module):
         self.regression = nn.Linear(encoder.n_layers * encoder.n_heads, 1)
 
     def score(self, probabilities: Tensor, layer: int) -> Tensor:
-        """Return one layer's part of the logits; (H, L, L) -> (L, L), `layer` from 0.
-
-        Each map is made symmetric, and its average product is taken off (APC, Dunn et al. 2008).
-        """
-        maps = probabilities.float()
-        maps = maps + maps.transpose(-1, -2)
-        rows = maps.sum(dim=-1, keepdim=True)  # (H, L, 1)
-        maps = maps - rows * rows.transpose(-1, -2) / rows.sum(dim=-2, keepdim=True)
+        """Return one layer's part of the logits; (H, L, L) -> (L, L), `layer` from 0."""
         weight = self.regression.weight[0].float().view(-1, self.n_heads)[layer]  # (H,)
-        return torch.einsum("h,hij->ij", weight, maps)
+        return torch.einsum("h,hij->ij", weight, symmetric_maps(probabilities))
 
     def forward(self, scores: Sequence[Tensor]) -> Tensor:
         """Return the probabilities of contact from the parts of all layers; (L, L)."""
@@ -80,3 +81,21 @@ class Observed(Packed):
         self.observe(probabilities)
         attended: Tensor = probabilities.to(v.dtype) @ v
         return attended.transpose(0, 1)  # (L, H, K)
+
+
+class ObservedBatch(Packed):
+    """Several sequences in one pass, the attention maps of each shown to its own observer, layer by layer."""
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        observers: Sequence[Callable[[Tensor], object]],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(lengths, device)
+        pairs = zip(lengths, observers, strict=True)
+        self.each = [Observed(length, observe, device) for length, observe in pairs]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = zip(*(torch.split(x, self.sizes) for x in (q, k, v)), strict=True)
+        return torch.cat([one.attend(*part) for one, part in zip(self.each, parts, strict=True)])

@@ -81,7 +81,7 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
 
     for path in paths:
         name = "standard input" if str(path) == "-" else str(path)
-        with _open_text(path, name) as handle:
+        with open_text(path, name) as handle:
             lines = _Lines(handle, name)
             for title, sequence in SimpleFastaParser(lines):  # type: ignore[no-untyped-call]
                 line = lines.headers.popleft()
@@ -136,7 +136,7 @@ class _Lines:
 
 
 @contextmanager
-def _open_text(path: str | Path, name: str) -> Iterator[IO[str]]:
+def open_text(path: str | Path, name: str) -> Iterator[IO[str]]:
     """Open a text file, packed or not by its first bytes, and turn what can go wrong into InputError."""
     try:
         with sys.stdin.buffer if str(path) == "-" else open(path, "rb") as raw:

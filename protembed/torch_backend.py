@@ -1,8 +1,9 @@
 """The torch runtime: a ProteinModel on a CPU or a CUDA device."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,14 @@ from torch import Tensor
 
 from protembed.backend import Output, Outputs
 from protembed.batching import TokenBatch
+from protembed.convert.tape_heads import load_tape_head
 from protembed.errors import OutOfMemoryError, UsageError
+from protembed.head_card import HeadCard
+from protembed.head_file import load_head
 from protembed.layout import Packed
 from protembed.model import ProteinModel
+from protembed.task_heads import TaskHead
+from protembed.task_model import run_heads
 
 CPU_TOKENS = 1024
 """On a CPU larger batches are no faster and take more memory."""
@@ -61,6 +67,8 @@ class TorchBackend:
         self._model = model
         weights = model.encoder.embedding.weight
         self._device, self._dtype = weights.device, weights.dtype
+        self._cards: dict[Path, HeadCard] = {}
+        self._heads: dict[str, TaskHead] = {}
 
     @property
     def description(self) -> str:
@@ -99,6 +107,25 @@ class TorchBackend:
     def attentions(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         with _memory_reported():
             return _to_numpy(self._model.attentions(self._move(tokens)))
+
+    def attach(self, path: Path) -> HeadCard:
+        if path not in self._cards:
+            if path.suffix == ".safetensors":
+                head, card = load_head(path, device=self._device)
+            else:
+                head, card = load_tape_head(path, self.card, device=self._device)
+            card.require_encoder(self.card)
+            if card.task in self._heads:
+                raise UsageError(f"{path}: there is another head for {card.task}", hint="One head a task in one run.")
+            self._heads[card.task], self._cards[path] = head, card
+        return self._cards[path]
+
+    @torch.inference_mode()
+    def predict(self, batch: TokenBatch, tasks: Collection[str]) -> Mapping[str, list[npt.NDArray[np.float32]]]:
+        with _memory_reported():
+            heads = {task: self._heads[task] for task in tasks}
+            outputs = run_heads(self._model, heads, self._move(batch.tokens), Packed(batch.lengths, self._device))
+            return {task: [_to_numpy(values) for values in proteins] for task, proteins in outputs.items()}
 
     def _move(self, tokens: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(tokens).to(self._device)

@@ -116,7 +116,7 @@ def _check_names(recipe: Recipe, path: Path) -> None:
             hint="Does the configuration belong to these weights?",
         )
     if heads:
-        warnings.warn(f"{path}: the task head is left out ({len(heads)} weights, {heads[0]}, ...)", stacklevel=4)
+        warnings.warn(f"{path}: the task head is left out of the model; `--task {path}` runs it", stacklevel=4)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

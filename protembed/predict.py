@@ -1,0 +1,248 @@
+"""Predictions: a stream of records in, a stream of predictions out, in the same order; all tasks in one pass."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from protembed.backend import Backend, Predictor
+from protembed.batching import TokenBatch, pack
+from protembed.card import ModelCard
+from protembed.embed import EmbedOptions, Failure, Piece, cut
+from protembed.errors import ModelError, OutOfMemoryError, UsageError
+from protembed.head_card import HeadCard
+from protembed.names import weights_folder
+from protembed.records import Record
+from protembed.tasks import TASKS, find_task
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+Outputs: TypeAlias = Mapping[str, Array]
+NO_FLAG = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How records become batches; proteins over the model's limit, or `max_length`, go through in windows (`split`).
+
+    Where windows overlap their outputs are averaged. Contacts need the protein in one piece: a longer one is a Failure.
+    """
+
+    max_tokens: int | None = None
+    long: Literal["split", "error", "skip"] = "split"
+    max_length: int | None = None
+
+    @property
+    def cutting(self) -> EmbedOptions:
+        """How records are cut into pieces."""
+        return EmbedOptions(pool=None, long=self.long, max_length=self.max_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one head says of one protein.
+
+    `output`, float32: calibrated probabilities, columns as in `card.labels`: classes of residues (L, C) or of the
+    protein (C,), flags (L, C), contacts (L, L); or values (L,), ().
+    """
+
+    record: Record
+    card: HeadCard
+    output: Array
+
+    @cached_property
+    def labels(self) -> str:
+        """The likeliest class: a letter a residue, or the protein's. Flags: the likeliest above 1/2, or `-`.
+
+        Raises UsageError where a task has no labels.
+        """
+        match self.card.kind:
+            case "residue_classes":
+                return "".join(self.card.labels[number] for number in self.output.argmax(axis=1))
+            case "residue_flags":
+                best = self.output.argmax(axis=1)
+                return "".join(
+                    self.card.labels[number] if row[number] > 0.5 else NO_FLAG
+                    for number, row in zip(best, self.output, strict=True)
+                )
+            case "sequence_class":
+                return self.card.labels[int(self.output.argmax())]
+            case _:
+                raise UsageError(
+                    f"{self.card.task} has no labels", hint="Its numbers are in .values or .probabilities."
+                )
+
+    @property
+    def probabilities(self) -> Array:
+        """Probabilities of classes, flags or contacts. Raises UsageError where a task predicts values."""
+        if self.card.kind in ("residue_values", "sequence_value"):
+            raise UsageError(f"{self.card.task} has no probabilities", hint="Its numbers are in .values.")
+        return self.output
+
+    @property
+    def values(self) -> Array:
+        """The values (L,) of residues, or () of the protein. Raises UsageError where a task has classes."""
+        if self.card.kind not in ("residue_values", "sequence_value"):
+            raise UsageError(f"{self.card.task} has no values", hint="See .labels and .probabilities.")
+        return self.output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """One protein and what was predicted of it, by task in the order asked for."""
+
+    record: Record
+    tasks: Mapping[str, Prediction]
+
+    @property
+    def arrays(self) -> dict[str, Array | None]:
+        """What HDF5 holds, by task."""
+        return {task: prediction.output for task, prediction in self.tasks.items()}
+
+
+def heads_folder() -> Path:
+    """Return the folder of the bundled heads."""
+    return weights_folder() / "heads"
+
+
+def find_head(task: str, model: ModelCard) -> Path:
+    """Return the file of a head: the bundled one of a known task, or a path. Raises UsageError, ModelError."""
+    if task not in TASKS:
+        if Path(task).exists():
+            return Path(task)
+        if Path(task).suffix or "/" in task:
+            raise ModelError(f"{task}: no such head", hint="Check the path; `--task list` names the tasks.")
+        find_task(task)
+    path = heads_folder() / f"{model.name}-{task}.safetensors"
+    if not path.is_file():
+        raise ModelError(
+            f"no head for {task} is bundled with the model {model.name}",
+            hint="Train one with `protembed train`, and use it by --task path/to/head.safetensors.",
+        )
+    return path
+
+
+def list_tasks(model: str) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of a table of all tasks, with whether a head for the model is bundled."""
+    columns = ["task", "predicts", "labels", "metric", "head"]
+    rows = []
+    for task in TASKS.values():
+        labels = task.coding.labels
+        letters = " ".join(labels) if max(map(len, labels), default=0) == 1 else f"{len(labels)} classes"
+        bundled = (heads_folder() / f"{model}-{task.name}.safetensors").is_file()
+        rows.append([task.name, task.summary, letters if labels else "", task.metric, "bundled" if bundled else "-"])
+    return columns, rows
+
+
+def attach_heads(backend: Backend, tasks: Sequence[str]) -> tuple[Predictor, list[HeadCard]]:
+    """Find the heads of tasks, named or by path, and put them beside the model. Raises UsageError, ModelError."""
+    if not isinstance(backend, Predictor):
+        raise UsageError(f"{backend.description} does not run task heads", hint="--backend torch")
+    if not tasks:
+        raise UsageError("no task is named", hint="--task ss3, or several: --task ss3,disorder; --task list")
+    if repeated := next((task for task in tasks if tasks.count(task) > 1), None):
+        raise UsageError(f"the task {repeated} is named twice")
+    paths = [find_head(task, backend.card) for task in tasks]
+    return backend, [backend.attach(path) for path in paths]
+
+
+def predict(
+    records: Iterable[Record], predictor: Predictor, heads: Sequence[HeadCard], options: PredictOptions | None = None
+) -> Iterator[Predicted | Failure]:
+    """Run attached heads on records; yield one result a record, in input order.
+
+    A batch that does not fit into memory is halved until it does; a single protein that does not fit is a Failure, and
+    so is one that `long="skip"` leaves out, or whose outputs are not finite: no record is ever lost.
+    """
+    options = options or PredictOptions()
+    pieces = cut(records, predictor, options.cutting)
+    budget = options.max_tokens or predictor.budget()
+    windows: list[tuple[Piece, Outputs]] = []
+    failed: Record | None = None
+    for group in pack(pieces, size=lambda p: len(p.tokens) if isinstance(p, Piece) else 0, budget=budget):
+        for piece, outputs in _run(group, predictor, [head.task for head in heads]):
+            if piece.record is failed:
+                continue  # another window of a protein that has failed already
+            if isinstance(piece, Failure):
+                failed, windows = piece.record, []
+                yield piece
+                continue
+            windows.append((piece, outputs))
+            if piece.last:
+                yield _finish(windows, heads)
+                windows = []
+
+
+def _run(
+    group: Sequence[Piece | Failure], predictor: Predictor, tasks: Sequence[str]
+) -> Iterator[tuple[Piece | Failure, Outputs]]:
+    """Run a group of pieces; yield each with its outputs by task."""
+    pieces = [item for item in group if isinstance(item, Piece)]
+    results = _compute(pieces, predictor, tasks)
+    for item in group:
+        yield (item, {}) if isinstance(item, Failure) else next(results)
+
+
+def _compute(
+    pieces: Sequence[Piece], predictor: Predictor, tasks: Sequence[str]
+) -> Iterator[tuple[Piece | Failure, Outputs]]:
+    if not pieces:
+        return
+    try:
+        outputs = predictor.predict(TokenBatch.of([piece.tokens for piece in pieces]), tasks)
+    except (OutOfMemoryError, MemoryError):
+        if len(pieces) == 1:
+            reason = f"{len(pieces[0].tokens)} tokens do not fit into memory"
+            yield Failure(record=pieces[0].record, reason=reason), {}
+            return
+        middle = len(pieces) // 2
+        yield from _compute(pieces[:middle], predictor, tasks)
+        yield from _compute(pieces[middle:], predictor, tasks)
+        return
+    for number, piece in enumerate(pieces):
+        yield piece, {task: proteins[number] for task, proteins in outputs.items()}
+
+
+def _finish(windows: Sequence[tuple[Piece, Outputs]], heads: Sequence[HeadCard]) -> Predicted | Failure:
+    """Put the windows of a protein together, if it has several, and turn outputs into probabilities and values."""
+    record = windows[0][0].record
+    found = {}
+    for head in heads:
+        if len(windows) > 1 and head.kind == "contacts":
+            reason = f"{len(record.sequence)} residues are too many for the model at once, as {head.task} needs them"
+            return Failure(record=record, reason=reason)
+        output = windows[0][1][head.task] if len(windows) == 1 else _join(windows, head)
+        if not np.isfinite(output).all():
+            return Failure(record=record, reason=f"the prediction of {head.task} is not finite; try --dtype float32")
+        found[head.task] = Prediction(record=record, card=head, output=_decode(output, head))
+    return Predicted(record=record, tasks=found)
+
+
+def _join(windows: Sequence[tuple[Piece, Outputs]], head: HeadCard) -> Array:
+    """Average windows: residue by residue, or over the protein."""
+    outputs = [(piece, found[head.task]) for piece, found in windows]
+    if not head.config.per_residue:
+        mean: Array = np.mean([output for _, output in outputs], axis=0, dtype=np.float32)
+        return mean
+    total = np.zeros((len(windows[0][0].record.sequence), outputs[0][1].shape[1]), dtype=np.float32)
+    count = np.zeros((len(total), 1), dtype=np.float32)
+    for piece, output in outputs:
+        place = slice(piece.start, piece.start + len(output))
+        total[place] += output
+        count[place] += 1
+    joined: Array = total / count
+    return joined
+
+
+def _decode(output: Array, head: HeadCard) -> Array:
+    """Turn logits into calibrated probabilities, and outputs into values; float32."""
+    if head.kind in ("residue_values", "sequence_value"):
+        return np.asarray(output[..., 0] * head.scale + head.offset, dtype=np.float32)
+    logits = output.astype(np.float64) / head.temperature
+    if head.kind in ("residue_flags", "contacts"):
+        return np.asarray(0.5 * (1 + np.tanh(logits / 2)), dtype=np.float32)  # the logistic function: no overflow
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)

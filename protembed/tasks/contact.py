@@ -1,0 +1,13 @@
+"""Contacts between residues."""
+
+from protembed.label_coding import Coding
+from protembed.label_formats import Files
+from protembed.tasks.task import Task
+
+TASK = Task(
+    name="contact",
+    summary="residues whose CB are closer than 8 Angstrom, |i - j| >= 6",
+    coding=Coding(kind="contacts"),
+    metrics={},
+    files=Files(lmdb="proteinnet", lmdb_field="tertiary"),
+)

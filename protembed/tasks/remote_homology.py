@@ -1,0 +1,14 @@
+"""Remote homology: the fold of a protein whose superfamily was not seen in training."""
+
+from protembed.label_coding import Coding
+from protembed.label_formats import Files
+from protembed.tasks.task import CLASS_METRICS, Task
+
+TASK = Task(
+    name="remote_homology",
+    summary="fold of a domain (CATH topology; SCOP fold in TAPE's data)",
+    coding=Coding(kind="sequence_class"),
+    metrics=CLASS_METRICS,
+    files=Files(lmdb="remote_homology", lmdb_field="fold_label"),
+    test_split="test_superfamily",
+)

@@ -1,0 +1,13 @@
+"""Stability of small designed proteins."""
+
+from protembed.label_coding import Coding
+from protembed.label_formats import Files
+from protembed.tasks.task import VALUE_METRICS, Task
+
+TASK = Task(
+    name="stability",
+    summary="resistance of small domains to proteases, log10 units (Rocklin et al. 2017)",
+    coding=Coding(kind="sequence_value"),
+    metrics=VALUE_METRICS,
+    files=Files(lmdb="stability", lmdb_field="stability_score"),
+)
