@@ -91,13 +91,17 @@ class EncoderSection:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSection:
-    """The head, as in task_model.design_head. `reads = "residue"` makes its one-hot twin, which needs no encoder."""
+    """The head, as in task_model.design_head, and the type that its weights are written in.
+
+    `reads = "residue"` makes its one-hot twin, which needs no encoder. `license` goes into its file.
+    """
 
     design: Design = "compact"
     reads: Literal["", "hidden", "pooled", "residue", "attention"] = ""
     hidden: int = 128
     kernel: int = 9
     dropout: float = 0.1
+    store_dtype: Literal["float32", "float16"] = "float32"
     license: str = ""
 
 

@@ -5,6 +5,7 @@ Legend: T tokens of all proteins, N proteins, C flags, L residues of one.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -127,19 +128,20 @@ def lay_out(proteins: Sequence[Labelled], kind: Kind, alphabet: Alphabet, *, lon
         )
     tokens = [alphabet.encode(sequence) for sequence, _, _ in pieces]
     offsets = np.cumsum([0, *map(len, tokens)])
+    targets, counts = [target for _, target, _ in pieces], [counted for _, _, counted in pieces]
     if kind in ("sequence_class", "sequence_value"):
-        targets, counts = (np.array([piece[part] for piece in pieces]) for part in (1, 2))
+        target, counted = np.array(targets), np.array(counts)
     else:
-        targets, counts = (np.concatenate([_around(piece[part], alphabet) for piece in pieces]) for part in (1, 2))
-    if not counts.any():
+        target, counted = (np.concatenate([_around(part, alphabet) for part in parts]) for parts in (targets, counts))
+    if not counted.any():
         raise InputError("no label of a split counts", hint="Its mask or missing values leave nothing.")
     return Examples(
         kind=kind,
         alphabet=alphabet,
         tokens=np.concatenate(tokens),
         offsets=offsets,
-        targets=targets,
-        counts=counts,
+        targets=target,
+        counts=counted,
         long=len(long),
     )
 
@@ -152,7 +154,7 @@ def _pieces(protein: Labelled, kind: Kind, longest: int) -> Iterator[tuple[str, 
         return
     windows = 1 if kind == "contacts" else -(-len(sequence) // longest)
     borders = np.linspace(0, len(sequence), windows + 1).astype(int)
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in pairwise(borders):
         part = slice(start, min(stop, start + longest))
         yield sequence[part], protein.target[part], protein.counts[part]
 

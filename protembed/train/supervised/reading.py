@@ -120,7 +120,7 @@ def _draw(proteins: list[Labelled], limit: int, seed: int) -> list[Labelled]:
 def read_negatives(
     section: NegativesSection, labels: tuple[str, ...], *, valid: int, seed: int
 ) -> tuple[list[Labelled], list[Labelled]]:
-    """Read proteins all of whose residues have one label, for training and validation. Raises InputError, UsageError."""
+    """Read proteins all of whose residues have one label, for training and validation. Raises ProtembedError."""
     if section.label not in labels:
         raise UsageError(f"[negatives] label is {section.label!r}", hint=f"Known: {' '.join(labels)}")
     number, wanted = labels.index(section.label), attributes(section.where, "negatives")

@@ -1,8 +1,8 @@
 """What a head in training is worth: its answers on a whole split, the metrics of them, and their calibration."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from protembed.train.supervised.examples import Batch
 Array = npt.NDArray[Any]
 VALUES: tuple[Kind, ...] = ("residue_values", "sequence_value")
 CLASSES: tuple[Kind, ...] = ("residue_classes", "sequence_class")
+Answered: TypeAlias = tuple[Batch, Tensor | list[Tensor]]
 _COLDEST, _HOTTEST = 0.05, 20.0
 
 
@@ -58,7 +59,7 @@ def residues_of(outputs: list[Tensor], alphabet: Alphabet, kind: str) -> list[Te
     return [x[alphabet.prefix : len(x) - alphabet.suffix, alphabet.prefix : len(x) - alphabet.suffix] for x in outputs]
 
 
-def collect(kind: Kind, answered: "list[tuple[Batch, Tensor | list[Tensor]]]") -> Answers:
+def collect(kind: Kind, answered: Iterable[Answered]) -> Answers:
     """Put the outputs of batches together."""
     if kind == "contacts":
         return _collect_pairs(answered)
@@ -73,7 +74,7 @@ def collect(kind: Kind, answered: "list[tuple[Batch, Tensor | list[Tensor]]]") -
     return Answers(outputs=np.concatenate(outputs), targets=np.concatenate(targets))
 
 
-def _collect_pairs(answered: "list[tuple[Batch, Tensor | list[Tensor]]]") -> Answers:
+def _collect_pairs(answered: Iterable[Answered]) -> Answers:
     outputs, targets, right, chosen = [], [], 0, 0
     for batch, found in answered:
         for logits, touching, counted in zip(found, batch.targets, batch.counts, strict=True):
@@ -96,6 +97,18 @@ def score(task: Task, answers: Answers, *, scale: float = 1.0, offset: float = 0
     else:
         predicted = predicted.argmax(axis=1) if task.kind in CLASSES else predicted > 0
     return {name: float(metric(targets, predicted)) for name, metric in metrics_of(task).items()}
+
+
+def calibrate(kind: Kind, answers: Answers) -> tuple[float, dict[str, float]]:
+    """Return the temperature of a head, and the calibration error before and after by name; (1, none) for values."""
+    if kind in VALUES:
+        return 1.0, {}
+    temperature = fit_temperature(kind, answers)
+    errors = {"before": 1.0, "after": temperature}
+    return temperature, {
+        f"valid_calibration_error_{when}": expected_calibration_error(kind, answers, value)
+        for when, value in errors.items()
+    }
 
 
 def expected_calibration_error(kind: Kind, answers: Answers, temperature: float) -> float:

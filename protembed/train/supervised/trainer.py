@@ -1,20 +1,17 @@
 """Training of one task head: from a configuration to a head's file, a metrics file and a stream of reports."""
 
-import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import AdamW
+from torch import Tensor
 
 from protembed.card import DEFAULT_MODEL
-from protembed.errors import OutputError, TrainingError
+from protembed.errors import OutputError
 from protembed.head_card import HeadCard
 from protembed.head_file import save_head
 from protembed.label_coding import Labelled
@@ -28,37 +25,16 @@ from protembed.train.supervised.examples import Batch, Examples, lay_out
 from protembed.train.supervised.facts import class_weights, describe, design, standardise, value_scale
 from protembed.train.supervised.inputs import Inputs, cached, residues_alone, running
 from protembed.train.supervised.reading import read_splits
+from protembed.train.supervised.report import EpochReport
 from protembed.train.supervised.scoring import (
-    VALUES,
     Answers,
+    calibrate,
     chosen_metric,
     collect,
-    expected_calibration_error,
-    fit_temperature,
     residues_of,
     score,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochReport:
-    """What an epoch did: mean loss over its batches, and the value of the metric on the validation set."""
-
-    epoch: int
-    epochs: int
-    steps: int
-    loss: float
-    metric: str
-    value: float
-    best: bool
-    learning_rate: float
-    seconds: float
-
-    def __str__(self) -> str:
-        return (
-            f"epoch {self.epoch}: loss {self.loss:.4f}, {self.metric} {self.value:.4f}"
-            f"{' (best)' if self.best else ''}, {self.seconds:.0f} s"
-        )
+from protembed.train.supervised.weights import Weights
 
 
 class HeadTrainer:
@@ -89,11 +65,11 @@ class HeadTrainer:
         self.weights = class_weights(self.train, len(self.splits.labels), section.class_weights, self.device)
         if not config.frozen:
             adapt(self.model, config.encoder, self.head.config)
-        self.optimizer = self._optimizer()
-        self.steps = section.epochs * self.train.count_batches(section.batch_tokens)
+        steps = section.epochs * self.train.count_batches(section.batch_tokens)
+        self.trained = Weights(self.head, self.model, section, steps)
         self.results: dict[str, float] = {}
-        self._step = 0
-        self._best: tuple[int, float, dict[str, Tensor]] | None = None
+        self._best_epoch, self._best_value = 0, math.nan
+        self._answered: Answers | None = None
 
     @property
     def result(self) -> Path:
@@ -102,14 +78,16 @@ class HeadTrainer:
 
     def introduce(self) -> list[str]:
         """Say what is trained on what."""
-        weights = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
         lines = [
-            f"{self.task.name} on {self.model.card.name} ({self.config.encoder.mode}): {weights:,} weights, "
+            f"{self.task.name} on {self.model.card.name} ({self.config.encoder.mode}): {len(self.trained):,} weights, "
             f"{len(self.splits.train):,} proteins to train, {len(self.splits.valid):,} to validate, {self.device}",
             *self.splits.notes,
         ]
         if long := self.train.long + self.valid.long:
             lines.append(f"{long:,} proteins of more than {self.config.data.max_residues} residues were cut")
+        if self.config.frozen and self.head.config.reads == "hidden":
+            size = 2 * self.head.config.d_input * (len(self.train.tokens) + len(self.valid.tokens))
+            lines.append(f"hidden states: {size / 1e9:.2f} GB in {self._cache}, computed where they are not there yet")
         return lines
 
     def usage(self) -> str:
@@ -131,68 +109,48 @@ class HeadTrainer:
         with Interruption() as interruption:
             for epoch in range(1, section.epochs + 1):
                 report = self._epoch(epoch, *inputs, interruption)
-                with (self.run_folder / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps(asdict(report)) + "\n")
-                yield report
-                assert self._best is not None
-                if interruption.asked or epoch - self._best[0] >= section.patience:
+                if report is None:
                     break
-            self._finish(inputs[1])
+                report.append_to(self.run_folder / "metrics.jsonl")
+                yield report
+                if interruption.asked or epoch - self._best_epoch >= section.patience:
+                    break
+            self._finish(inputs[1], hurried=interruption.asked)
             if interruption.asked:
                 raise KeyboardInterrupt
 
-    def _epoch(self, epoch: int, train: Inputs, valid: Inputs, interruption: Interruption) -> EpochReport:
+    def _epoch(self, epoch: int, train: Inputs, valid: Inputs, interruption: Interruption) -> EpochReport | None:
+        """Train for an epoch and measure; None when the run is to end, and an earlier epoch was measured."""
         began, losses = time.perf_counter(), []
         rng = np.random.default_rng((self.config.train.seed, epoch))
         self.head.train()
         for batch in self.train.batches(self.config.train.batch_tokens, self.device, rng):
             if batch.counted:
-                losses.append(self._update(batch, train))
+                with self._arithmetic():
+                    outputs = self._outputs(batch, train)
+                loss = self.head.loss(outputs, batch.targets, batch.counts, self.weights)
+                losses.append(self.trained.update(loss))
             if interruption.asked:
                 break
-        value = self._measure(self._answers(self.valid, valid))[self.metric]
-        best = self._best is None or value > self._best[1] or math.isnan(self._best[1])
+        if interruption.asked and self._answered:
+            return None
+        answers = self._answers(self.valid, valid)
+        value = self._measure(answers)[self.metric]
+        best = value > self._best_value or math.isnan(self._best_value)
         if best:
-            self._best = epoch, value, self._state()
+            self._best_epoch, self._best_value, self._answered = epoch, value, answers
+            self.trained.remember()
         return EpochReport(
             epoch=epoch,
             epochs=self.config.train.epochs,
-            steps=self._step,
+            steps=self.trained.step,
             loss=float(np.mean(losses)),
             metric=self.metric,
             value=value,
             best=best,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.trained.learning_rate,
             seconds=round(time.perf_counter() - began, 3),
         )
-
-    def _update(self, batch: Batch, inputs: Inputs) -> float:
-        section = self.config.train
-        factor = self._factor()
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        with self._arithmetic():
-            outputs = self._outputs(batch, inputs)
-        loss = self.head.loss(outputs, batch.targets, batch.counts, self.weights)
-        self.optimizer.zero_grad()
-        loss.backward()
-        for group in self.optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], section.clip)
-        self.optimizer.step()
-        self._step += 1
-        if not math.isfinite(value := float(loss)):
-            raise TrainingError(
-                f"the loss is not a number at step {self._step}",
-                hint="Lower [train] learning_rate or encoder_learning_rate.",
-            )
-        return value
-
-    def _factor(self) -> float:
-        """Return the share of the peak learning rate that the next step takes."""
-        warm = max(1.0, self.config.train.warmup_share * self.steps)
-        if self._step < warm:
-            return (self._step + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (self._step - warm) / max(1.0, self.steps - warm))))
 
     def _outputs(self, batch: Batch, inputs: Inputs) -> Tensor | list[Tensor]:
         outputs: Tensor | list[Tensor] = self.head(inputs(batch), batch.layout)
@@ -205,37 +163,32 @@ class HeadTrainer:
         self.head.eval()
         batches = examples.batches(self.config.train.batch_tokens, self.device)
         with self._arithmetic():
-            return collect(self.task.kind, [(batch, self._outputs(batch, inputs)) for batch in batches])
+            return collect(self.task.kind, ((batch, self._outputs(batch, inputs)) for batch in batches))
 
     def _measure(self, answers: Answers) -> dict[str, float]:
         return score(self.task, answers, scale=self.scale, offset=self.offset)
 
-    def _finish(self, valid: Inputs) -> None:
-        """Go back to the best weights, calibrate, write what was trained, and measure the test splits."""
-        assert self._best is not None
-        with torch.no_grad():
-            for name, tensor in self._state(copy=False).items():
-                tensor.copy_(self._best[2][name])
-        answers = self._answers(self.valid, valid)
-        results: dict[str, float | int] = {"epoch": self._best[0]}
+    def _finish(self, valid: Inputs, *, hurried: bool) -> None:
+        """Go back to the best weights, calibrate, measure the test splits (unless hurried), and write it all."""
+        self.trained.go_back()
+        stored = getattr(torch, self.config.head.store_dtype)
+        self.head.to(stored).float()  # what is measured is what is written
+        answers = self._answered if hurried and self._answered else self._answers(self.valid, valid)
+        results: dict[str, float | int] = {"epoch": self._best_epoch}
         results |= {f"valid_{name}": value for name, value in self._measure(answers).items()}
-        temperature = 1.0
-        if self.task.kind not in VALUES:
-            temperature = fit_temperature(self.task.kind, answers)
-            for when, value in (("before", 1.0), ("after", temperature)):
-                error = expected_calibration_error(self.task.kind, answers, value)
-                results[f"valid_calibration_error_{when}"] = error
+        temperature, errors = calibrate(self.task.kind, answers)
+        results |= errors
         encoder = self.model.card
         if not self.config.frozen:
             section = self.config.encoder
             merge(self.model)
             place, dtype = self.run_folder / "encoder.safetensors", getattr(torch, section.store_dtype)
             encoder = save_encoder(self.model, self.task.name, section.mode, place, dtype)
-        for name, proteins in self.splits.test.items():
+        for name, proteins in ({} if hurried else self.splits.test).items():
             examples = standardise(self._lay_out(proteins), self.scale, self.offset)
             found = self._measure(self._answers(examples, self._inputs(examples)))
             results |= {f"{name}_{metric}": value for metric, value in found.items()}
-        self.results = {name: round(value, 5) for name, value in results.items()}
+        self.results = {name: round(value, 5) for name, value in results.items() if math.isfinite(value)}
         card = HeadCard(
             task=self.task.name,
             config=self.head.config,
@@ -248,7 +201,7 @@ class HeadTrainer:
             training=describe(self.config, self.splits.train, self.results),
             license=self.config.head.license,
         )
-        save_head(self.head, card, self.result)
+        save_head(self.head.to(stored), card, self.result)
 
     def _inputs(self, examples: Examples) -> Inputs:
         shape = self.head.config
@@ -256,30 +209,16 @@ class HeadTrainer:
             return residues_alone(shape)
         if not self.config.frozen or shape.reads == "attention":
             return running(self.model, shape)
-        folder = Path(self.config.data.cache or self.run_folder / "features")
-        return cached(TorchBackend(self.model), shape, examples, folder, self.device)
+        return cached(TorchBackend(self.model), shape, examples, self._cache, self.device)
+
+    @property
+    def _cache(self) -> Path:
+        return Path(self.config.data.cache or self.run_folder / "features")
 
     def _lay_out(self, proteins: list[Labelled]) -> Examples:
         data, limit = self.config.data, self.model.card.max_residues
         longest = min(data.max_residues, limit or data.max_residues)
         return lay_out(proteins, self.task.kind, self.model.card.alphabet, longest=longest, cut=data.long == "cut")
-
-    def _optimizer(self) -> AdamW:
-        """Build AdamW over head and encoder; matrices decay."""
-        section = self.config.train
-        groups = []
-        for module, peak in ((self.head, section.learning_rate), (self.model, section.encoder_learning_rate)):
-            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            for matrices, decay in ((True, section.weight_decay), (False, 0.0)):
-                some = [parameter for parameter in trained if (parameter.ndim > 1) is matrices]
-                groups += [{"params": some, "lr": peak, "peak": peak, "weight_decay": decay}] if some else []
-        return AdamW(groups, fused=True)
-
-    def _state(self, *, copy: bool = True) -> dict[str, Tensor]:
-        """Return all that training changes, by name."""
-        tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        tensors |= {f"model.{n}": p for n, p in self.model.named_parameters() if p.requires_grad}
-        return {name: tensor.detach().clone() if copy else tensor for name, tensor in tensors.items()}
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         if self.config.frozen or self.config.train.precision == "float32":
