@@ -161,3 +161,22 @@ def test_an_error_that_all_processes_make_is_said_once(config: Path) -> None:
     said = finish(start(config, "run", 2, "model.n_heads=5"), (2, 2))
     assert "".join(said).count("error:") == 1
     assert "not a multiple of n_heads" in "".join(said)
+
+
+def test_an_error_of_one_process_ends_all(config: Path) -> None:
+    """Only the main process reads weights: the other one must not wait for it, and nobody shows a traceback."""
+    said = finish(start(config, "run", 2, f"train.start_from={config.parent}/absent.safetensors"), (2, 1))
+    assert "absent.safetensors: cannot be read" in said[0]
+    assert "Traceback" not in "".join(said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_told_to_end_before_its_first_step(config: Path, number: signal.Signals) -> None:
+    """The status is the one that examples/slurm_pretrain.sh requeues."""
+    runs = start(config, "told", 1)
+    for _ in range(6000):
+        if (config.parent / "told").exists():
+            break
+        time.sleep(0.01)
+    runs[0].send_signal(number)
+    finish(runs, (130,))

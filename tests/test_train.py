@@ -1,9 +1,14 @@
 """Pretraining: masking, packing, exact resume, and a loss that falls."""
 
+import errno
 import itertools
 import json
 import math
+import shutil
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +21,18 @@ from torch._dynamo.testing import CompileCounter
 import protembed
 from protembed import checkpoint, layout
 from protembed.alphabet import PROTEMBED, STANDARD_RESIDUES
-from protembed.errors import DependencyError, ProtembedError, TrainingError, UsageError
+from protembed.errors import DependencyError, OutputError, ProtembedError, TrainingError, UsageError
 from protembed.layout import Packed
 from protembed.train.batches import Shape
-from protembed.train.config import MaskSection, PretrainConfig, TrainSection, load_config
+from protembed.train.checkpoints import list_checkpoints
+from protembed.train.config import MaskSection, ParallelSection, PretrainConfig, TrainSection, load_config
 from protembed.train.data import Cursor, Packing, TokenStore
-from protembed.train.evaluation import perplexity, protein_losses
+from protembed.train.evaluation import ProteinLoss, perplexity, protein_losses
 from protembed.train.launch import Launch
 from protembed.train.masking import hide_groups, mask_tokens
+from protembed.train.objective import ahead
 from protembed.train.optimizer import learning_rate
-from protembed.train.parallel import World
+from protembed.train.parallel import World, join
 from protembed.train.trainer import Trainer
 from tests.conftest import SEQUENCES, Run, write_fasta
 
@@ -103,6 +110,12 @@ class TestMasking:
         assert (self.masked.tokens[others] == self.tokens[others]).all()
         assert (self.tokens[self.masked.places] == self.masked.targets).all()
 
+    def test_where_nothing_can_be_asked_nothing_is(self) -> None:
+        tokens = PROTEMBED.encode("XXXX")
+        masked = mask_tokens(tokens, PROTEMBED, MaskSection(), np.random.default_rng(0))
+        assert len(masked.places) == len(masked.targets) == 0
+        assert (masked.tokens == tokens).all()
+
     def test_groups_hide_every_residue_once(self) -> None:
         tokens = PROTEMBED.encode(SEQUENCES["sp|P01308|INS_HUMAN"] + "X")
         groups = hide_groups(tokens, PROTEMBED, np.random.default_rng(0))
@@ -143,11 +156,45 @@ class TestConfig:
             ("train.steps=true", "steps is True, not int"),
             ("train.optimizer=sgd", "optimizer is 'sgd', not one of adamw, muon"),
             ("data.train=[1]", "train holds 1, not str"),
+            ("train.betas=[0.9]", "not 2 values"),
+            ("train.betas=[0.9, 1.0]", "betas are"),
+            ("train.steps=0", "steps is 0, not 1 or more"),
+            ("train.batch_tokens=0", "batch_tokens is 0"),
+            ("train.accumulate=-1", "accumulate is -1"),
+            ("train.log_every=0", "log_every is 0"),
+            ("train.evaluate_every=0", "evaluate_every is 0"),
+            ("train.evaluate_proteins=0", "evaluate_proteins is 0"),
+            ("train.checkpoint_every=0", "checkpoint_every is 0"),
+            ("train.keep_checkpoints=0", "keep_checkpoints is 0"),
+            ("train.warmup_steps=-1", "warmup_steps is -1, not 0 or more"),
+            ("train.threads=-1", "threads is -1"),
+            ("train.seed=-1", "seed is -1"),
+            ("train.weight_decay=nan", "weight_decay is nan"),
+            ("train.learning_rate=0", "learning_rate is 0.0, not above 0"),
+            ("train.clip=0", "clip is 0.0, not above 0"),
+            ("train.decay_share=1.5", "decay_share is 1.5, not between 0 and 1"),
+            ("mask.rate=0", r"\[mask\]: rate is 0.0, not above 0"),
+            ("mask.rate=1.5", "rate is 1.5"),
+            ("mask.random=0.3", "together more than 1"),
+            ("data.max_residues=0", "max_residues is 0"),
+            ("model.n_heads=0", "n_heads is 0"),
+            ("model.max_length=101", "102 tokens, and .* max_length is 101"),
         ],
     )
     def test_mistakes_are_named(self, config_file: Path, override: str, message: str) -> None:
         with pytest.raises(UsageError, match=message):
             load_config(config_file, [override])
+
+    def test_a_protein_fits_into_the_one_shape_of_compiled_batches(self, config_file: Path) -> None:
+        words = ["train.batch_tokens=101"]
+        assert load_config(config_file, words).train.batch_tokens == 101
+        with pytest.raises(UsageError, match=r"run.toml: \[train\] batch_tokens is 101"):
+            load_config(config_file, [*words, "parallel.compile=true"])
+
+    def test_a_key_outside_of_sections(self, config_file: Path) -> None:
+        config_file.write_text("train = 3\n")
+        with pytest.raises(UsageError, match="train is no section"):
+            load_config(config_file, ["train.steps=1"])
 
     def test_not_toml(self, tmp_path: Path) -> None:
         (tmp_path / "a.toml").write_text("model = [")
@@ -224,10 +271,120 @@ def test_a_half_written_checkpoint_is_not_chosen(config_file: Path, tmp_path: Pa
     assert trainer_of(config).progress.step == 10
 
 
-def test_another_model_does_not_go_on_with_a_run(config_file: Path) -> None:
+def test_a_copy_of_a_checkpoint_is_not_chosen(config_file: Path, tmp_path: Path) -> None:
     list(trainer_of(load_config(config_file)).run())
-    with pytest.raises(TrainingError, match=r"another \[model\]"):
-        trainer_of(load_config(config_file, ["model.n_layers=3"]))
+    shutil.copytree(tmp_path / "run" / "step_00000005", tmp_path / "run" / "step_00000010.old")
+    shutil.copytree(tmp_path / "run" / "step_00000005", tmp_path / "run" / "step_best")
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_00000005", "step_00000010"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.n_layers=3", r"another \[model\]"),
+        ("train.seed=1", r"another \[train\] seed"),
+        ("train.optimizer=muon", r"another \[train\] optimizer"),
+        ("train.steps=9", r"step_00000010: is past \[train\] steps, 9"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(config_file: Path, override: str, message: str) -> None:
+    list(trainer_of(load_config(config_file)).run())
+    with pytest.raises(TrainingError, match=message):
+        trainer_of(load_config(config_file, [override]))
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "place", ["protembed.checkpoint.save_file", "torch.distributed.checkpoint.FileSystemWriter.write_data"]
+)
+def test_a_full_disk_is_one_clear_error(config_file: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    config = load_config(config_file)
+    with monkeypatch.context() as full:
+        full.setattr(place, no_space)
+        with pytest.raises(OutputError, match=r"step_00000005: cannot be written \(.*No space left"):
+            list(trainer_of(config).run())
+    assert trainer_of(config).progress.step == 0
+    assert [report.step for report in trainer_of(config).run()] == list(range(1, 11))
+
+
+def test_a_folder_that_cannot_be_made(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"run.toml/run: cannot be written"):
+        trainer_of(load_config(config_file, [f"train.out={config_file}/run"]))
+
+
+def test_a_validation_set_that_asks_for_nothing(config_file: Path, tmp_path: Path) -> None:
+    write_fasta(tmp_path / "x.fasta", {"x": "XXXXXX"})
+    words = [f"data.valid={tmp_path}/x.fasta", f"data.corpus={tmp_path}/other"]
+    with pytest.raises(TrainingError, match="no residue that can be asked for"):
+        trainer_of(load_config(config_file, words))
+
+
+def test_a_protein_of_unknown_residues_alone_in_its_batch(config_file: Path, tmp_path: Path) -> None:
+    write_fasta(tmp_path / "train.fasta", {**SEQUENCES, "x": "X" * 90})
+    found = losses(load_config(config_file, ["train.batch_tokens=92", "train.steps=8"]))
+    assert 0.0 in found
+    assert all(loss > 2 for loss in found if loss)
+
+
+def test_all_processes_must_see_the_same_checkpoints(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_another(self: World, *values: float) -> list[float]:
+        return [value + other for value, other in zip(values, (10, 100), strict=True)]
+
+    config = load_config(config_file)
+    two = World(launch=Launch(size=2), device=torch.device("cpu"))
+    monkeypatch.setattr(World, "sum", with_another)
+    assert two.agrees(10)
+    monkeypatch.setattr(World, "wait", lambda self: None)
+    with pytest.raises(TrainingError, match="not all processes find the same checkpoints"):
+        Trainer(config, two)
+
+
+class TestAhead:
+    def test_items_and_their_end(self) -> None:
+        assert list(ahead(iter(range(7)))) == list(range(7))
+
+    def test_an_error_is_raised_in_its_place(self) -> None:
+        made = ahead(6 // left for left in (3, 2, 0, 1))
+        assert [next(made), next(made)] == [2, 3]
+        with pytest.raises(ZeroDivisionError):
+            next(made)
+
+    def test_the_thread_ends_with_its_reader_and_is_never_far_ahead(self) -> None:
+        made: list[int] = []
+
+        def items() -> Iterator[int]:
+            for number in itertools.count():
+                made.append(number)
+                yield number
+
+        before = threading.active_count()
+        stream = ahead(items(), depth=2)
+        assert next(stream) == 0
+        stream.close()
+        for _ in range(500):
+            if threading.active_count() == before:
+                break
+            time.sleep(0.01)
+        assert threading.active_count() == before
+        assert len(made) <= 5
+
+
+def test_no_thread_outlives_a_run(config_file: Path) -> None:
+    list(trainer_of(load_config(config_file)).run())
+    for _ in range(500):
+        if all(thread.name != "data" for thread in threading.enumerate()):
+            return
+        time.sleep(0.01)
+    raise AssertionError("the data thread is still there")
+
+
+@pytest.mark.parametrize(("device", "message"), [("warp", "no such kind"), ("mps", "cpu or cuda")])
+def test_devices_that_are_none(device: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message), join(Launch(), device):
+        pass
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_its_batch(config_file: Path, tmp_path: Path) -> None:
@@ -304,6 +461,7 @@ class TestShape:
                 kept = Packed([length for length in other.batches[0].lengths if length])
                 found = plain.module(inputs[0], kept, *inputs[2:]).sum()
             assert found.item() == pytest.approx(expected.item(), abs=1e-4)
+            assert other.batches[0].count == step.batches[0].count < 45
         assert shapes == {(300, 45, 45, 102)}
 
     def test_compiled_blocks_see_no_new_shape(self, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +491,10 @@ class TestShape:
             assert found.item() == pytest.approx(loss, abs=1e-3)
             found.backward()  # type: ignore[no-untyped-call]
         assert counter.frame_count <= 2  # batches of at most 4 and at most 8 sequences
+        compiled = counter.frame_count
+        trainer.config = replace(trainer.config, parallel=ParallelSection(compile=True))
+        assert math.isfinite(trainer.evaluate())
+        assert counter.frame_count == compiled  # shapes of evaluation are many
 
 
 def test_perplexity_of_a_model_that_knows_nothing_is_the_vocabulary(config_file: Path) -> None:
@@ -341,6 +503,7 @@ def test_perplexity_of_a_model_that_knows_nothing_is_the_vocabulary(config_file:
         for parameter in trainer.module.parameters():
             parameter.zero_()
     proteins = [PROTEMBED.encode(sequence) for sequence in SEQUENCES.values()]
+    assert perplexity([ProteinLoss(index=0, length=1, loss=800.0, count=1)]) == math.inf
     found = list(protein_losses(trainer.module.model, proteins))
     assert perplexity(found) == pytest.approx(len(PROTEMBED), rel=1e-5)
     standard = sum(letter in STANDARD_RESIDUES for sequence in SEQUENCES.values() for letter in sequence)
@@ -351,7 +514,7 @@ def test_pretrain_command(run: Run, config_file: Path, tmp_path: Path, fasta: Pa
     result = run("pretrain", "--config", config_file, "--set", "train.steps=6")
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
-    assert "6 of" not in result.stdout
+    assert "step 0 of 6" in result.stderr
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
     again = run("embed", fasta, "-m", tmp_path / "run" / "model.safetensors", "-o", "out.h5")
     assert again.returncode == 0, again.stderr

@@ -1,18 +1,21 @@
 """protembed pretrain."""
 
 import os
+import signal
 import sys
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from protembed.cli.app import app
 from protembed.cli.options import Quiet
 from protembed.console import Console, print_table, show_error
-from protembed.errors import ProtembedError
+from protembed.errors import ProtembedError, UsageError
 
 if TYPE_CHECKING:
+    from protembed.train.parallel import World
     from protembed.train.trainer import Trainer
 
 
@@ -43,24 +46,38 @@ def pretrain(
         rows = forecast(told, ranks=processes or launch.size, peak_flops=told.train.peak_tflops * 1e12 or None)
         print_table("dry run", ["what", "value"], rows)
         return
+    if processes:
+        raise UsageError("--processes belongs to --dry-run", hint=f"torchrun --nproc-per-node {processes} ...")
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)  # as SIGTERM; once training began, both save the run
     from protembed.train.parallel import join
     from protembed.train.trainer import Trainer
 
     with join(launch, told.train.device) as world:
         try:
             _carry_out(Trainer(told, world), Console(quiet=quiet or not world.is_main))
-        except ProtembedError as error:
+        except BaseException as error:
             if world.size == 1:
                 raise
-            if world.speaks(error):
-                show_error(error)
-            sys.stderr.flush()
-            os._exit(error.exit_status)  # not sys.exit: threads may wait for a process that is gone
+            _leave(world, error)
+
+
+def _leave(world: "World", error: BaseException) -> NoReturn:
+    """End one of several processes at once: threads may wait for others that are gone, and others for this one."""
+    status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, ProtembedError):
+        status = error.exit_status
+        if world.speaks(error):
+            show_error(error)
+    elif status == 1:
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _carry_out(trainer: "Trainer", console: Console) -> None:
     """Train, show how far it is, and draw the curve; when the run is told to end, say that it was saved."""
     from protembed.train.curve import draw_curve
+    from protembed.train.interruption import Stopped
 
     console.say(trainer.introduce())
     try:
@@ -70,7 +87,7 @@ def _carry_out(trainer: "Trainer", console: Console) -> None:
                 meter.update(report.step, str(report))
                 if report.valid_perplexity is not None or report.warning:
                     console.say(str(report))
-    except KeyboardInterrupt:
+    except Stopped:
         console.say(f"told to end: saved at step {trainer.progress.step:,}; start again to go on")
         raise
     if trainer.world.is_main:

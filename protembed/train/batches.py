@@ -29,8 +29,8 @@ class Batch:
 
     @property
     def count(self) -> int:
-        """Residues asked for."""
-        return len(self.question.places)
+        """Residues asked for; places that only fill up are none."""
+        return int((self.question.targets != IGNORED).sum())
 
     def on(self, device: torch.device) -> Inputs:
         """Return tokens (T,), their layout, places (M,) and targets (M,) on a device."""

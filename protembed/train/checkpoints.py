@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -23,7 +26,7 @@ from torch.optim import Optimizer
 
 from protembed import checkpoint
 from protembed.card import ModelCard
-from protembed.errors import TrainingError
+from protembed.errors import OutputError, TrainingError
 from protembed.train.data import Cursor
 from protembed.train.parallel import World, full_weights
 
@@ -42,8 +45,9 @@ class Progress:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first."""
-    return sorted(path for path in run.glob(f"{_PREFIX}*") if path.is_dir())
+    """Return the complete checkpoints of a run, oldest first; a person's copies beside them are none."""
+    found = [path for path in run.glob(f"{_PREFIX}*") if re.fullmatch(rf"{_PREFIX}[0-9]+", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
 
 class Checkpoints:
@@ -67,22 +71,28 @@ class Checkpoints:
         progress: Progress,
         config: Mapping[str, Any],
     ) -> None:
-        """Begin a checkpoint; `poll` or `finish` completes it. Every process must call."""
+        """Begin a checkpoint; `poll` or `finish` completes it. Every process must call.
+
+        Raises OutputError when it cannot be written, as `poll` and `finish` do.
+        """
         self.finish()
         final = self._run / f"{_PREFIX}{progress.step:08d}"
         temporary = self._run / f".{final.name}.tmp"
-        weights = _strip(full_weights(module))
+        with self._world.watch():
+            weights = _strip(full_weights(module))
         if self._world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            checkpoint.save_weights(card, weights, temporary / "model.safetensors")
-            values = {"progress": asdict(progress), "config": config}
-            (temporary / "progress.json").write_text(json.dumps(values, indent=1))
+            with written(final):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                checkpoint.save_weights(card, weights, temporary / "model.safetensors")
+                values = {"progress": asdict(progress), "config": config}
+                (temporary / "progress.json").write_text(json.dumps(values, indent=1))
         self._world.wait()
-        state = {"optimizer": get_optimizer_state_dict(module, list(optimizers), options=_BY_NAME)}
-        writing = async_save(
-            state, checkpoint_id=temporary / "optimizer", process_group=self._group, no_dist=self._group is None
-        )
+        with self._world.watch(), written(final):
+            state = {"optimizer": get_optimizer_state_dict(module, list(optimizers), options=_BY_NAME)}
+            writing = async_save(
+                state, checkpoint_id=temporary / "optimizer", process_group=self._group, no_dist=self._group is None
+            )
         assert isinstance(writing, Future)
         self._pending = final, writing
 
@@ -102,44 +112,63 @@ class Checkpoints:
         assert self._pending is not None
         final, writing = self._pending
         self._pending = None
-        with self._world.watch():
+        with self._world.watch(), written(final):
             writing.result()
-        if self._world.is_main:
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(final.with_name(f".{final.name}.tmp"), final)
-            for old in list_checkpoints(self._run)[: -self._keep]:
-                shutil.rmtree(old)
+            if self._world.is_main:
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(final.with_name(f".{final.name}.tmp"), final)
+                for old in list_checkpoints(self._run)[: -self._keep]:
+                    shutil.rmtree(old)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn what can go wrong with writing into OutputError."""
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointException) as error:
+        lines = str(getattr(error, "strerror", "") or error).strip().splitlines() or [type(error).__name__]
+        raise OutputError(
+            f"{path}: cannot be written ({lines[-1]})",
+            hint="Check the folder and its space; started again, the run goes on from its newest checkpoint.",
+        ) from error
 
 
 def read_progress(folder: Path, config: Mapping[str, Any]) -> Progress:
     """Return how far a checkpoint is.
 
-    Raises TrainingError when it is damaged, or belongs to another model or other data than `config`.
+    Raises TrainingError when it is damaged, or belongs to another model, other data, another seed (which is the order
+    of the data) or another optimizer than `config`.
     """
     try:
         saved = json.loads((folder / "progress.json").read_text())
         values = saved["progress"]
         progress = Progress(**{**values, "cursor": Cursor(**values["cursor"])})
-        sections = {section: saved["config"][section] for section in ("model", "data", "mask")}
+        told = saved["config"]
+        was = {f"[{name}]": told[name] for name in ("model", "data", "mask")}
+        was |= {f"[train] {name}": told["train"][name] for name in ("optimizer", "seed")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, "progress.json", error) from error
-    for section, values in sections.items():
-        if json.loads(json.dumps(config[section])) != values:
+    now = {f"[{name}]": config[name] for name in ("model", "data", "mask")}
+    now |= {f"[train] {name}": config["train"][name] for name in ("optimizer", "seed")}
+    for place, value in json.loads(json.dumps(now)).items():
+        if value != was[place]:
             raise TrainingError(
-                f"{folder}: was trained with another [{section}] than the configuration says",
+                f"{folder}: was trained with another {place} than the configuration says",
                 hint="Give the run another folder ([train] out), or go back to the old configuration.",
             )
     return progress
 
 
-def read_optimizers(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+def read_optimizers(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer], world: World) -> None:
     """Put the state of a checkpoint into optimizers, whatever number of processes wrote it.
 
-    Raises TrainingError when it is damaged or of another kind of optimizer.
+    Raises TrainingError when it is damaged.
     """
     state = get_optimizer_state_dict(module, list(optimizers), options=_BY_NAME)
     try:
-        load({"optimizer": state}, checkpoint_id=folder / "optimizer", no_dist=not dist.is_initialized())
+        with world.watch():  # a process that is gone is no reason to call a checkpoint damaged
+            load({"optimizer": state}, checkpoint_id=folder / "optimizer", no_dist=world.size == 1)
     except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise _damaged(folder, "optimizer", error) from error
     set_optimizer_state_dict(module, list(optimizers), state, options=_BY_NAME)

@@ -1,7 +1,8 @@
 """What a pretraining run is told: a TOML file, and `--set section.key=value` on top."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from protembed.alphabet import PROTEMBED
 from protembed.card import EncoderConfig, MlmHeadConfig, ModelCard
 from protembed.errors import UsageError
+from protembed.train.limits import above_zero, at_least, share
 
 Section = TypeVar("Section")
 
@@ -32,6 +34,10 @@ class ModelSection:
     bias: bool = True
     stem: int = 0
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "d_model", "n_layers", "n_heads", "d_ff")
+        above_zero(self, "norm_eps")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
@@ -48,6 +54,9 @@ class DataSection:
     max_residues: int = 1022
     sampling: Literal["proteins", "clusters"] = "proteins"
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_residues")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSection:
@@ -56,6 +65,12 @@ class MaskSection:
     rate: float = 0.15
     masked: float = 0.8
     random: float = 0.1
+
+    def __post_init__(self) -> None:
+        above_zero(self, "rate")
+        share(self, "rate", "masked", "random")
+        if self.masked + self.random > 1 + 1e-9:
+            raise UsageError(f"masked and random are {self.masked} and {self.random}, together more than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +109,15 @@ class TrainSection:
     peak_tflops: float = 0.0
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "batch_tokens", "accumulate", "evaluate_proteins", "keep_checkpoints")
+        at_least(self, 1, "log_every", "evaluate_every", "checkpoint_every")
+        at_least(self, 0, "warmup_steps", "threads", "seed", "final_learning_rate", "weight_decay", "peak_tflops")
+        above_zero(self, "learning_rate", "epsilon", "clip")
+        share(self, "decay_share")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas are {list(self.betas)}, not from 0 to below 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelSection:
@@ -117,6 +141,19 @@ class PretrainConfig:
     train: TrainSection
     mask: MaskSection = field(default_factory=MaskSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
+
+    def __post_init__(self) -> None:
+        longest = self.data.max_residues + PROTEMBED.prefix + PROTEMBED.suffix
+        limit = self.model.max_length
+        if limit is not None and longest > limit:
+            raise UsageError(
+                f"[data] max_residues is {self.data.max_residues}: {longest} tokens, and [model] max_length is {limit}"
+            )
+        if self.parallel.compile and longest > self.train.batch_tokens:
+            raise UsageError(
+                f"[train] batch_tokens is {self.train.batch_tokens}: a protein of [data] max_residues takes {longest}",
+                hint="[parallel] compile fills all batches up to one shape; without it a long protein may exceed it.",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -148,12 +185,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
         "train": TrainSection,
         "parallel": ParallelSection,
     }
-    return PretrainConfig(**read_sections(path, overrides, kinds))
+    sections = read_sections(path, overrides, kinds)
+    with _said_of(str(path)):
+        return PretrainConfig(**sections)
 
 
 def read_sections(path: Path, overrides: Sequence[str], kinds: Mapping[str, type]) -> dict[str, Any]:
     """Read the sections of a TOML file as the dataclasses `kinds`; overrides as in `load_config`. Raises UsageError."""
     values = read_toml(path)
+    if stray := next((name for name, value in values.items() if not isinstance(value, dict)), None):
+        raise UsageError(f"{path}: {stray} is no section", hint=f"Write [{stray}], and below it a key a line.")
     for override in overrides:
         _apply(values, override)
     _refuse_unknown(values, kinds, str(path))
@@ -163,7 +204,7 @@ def read_sections(path: Path, overrides: Sequence[str], kinds: Mapping[str, type
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file. Raises UsageError."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})", hint="Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -189,7 +230,18 @@ def _section(kind: type[Section], values: Mapping[str, Any], place: str) -> Sect
     if missing := [name for name in required if name not in values]:
         raise UsageError(f"{place}: {missing[0]} is missing")
     hints = get_type_hints(kind)
-    return kind(**{key: _checked(value, hints[key], f"{place}: {key} is") for key, value in values.items()})
+    checked = {key: _checked(value, hints[key], f"{place}: {key} is") for key, value in values.items()}
+    with _said_of(place):
+        return kind(**checked)
+
+
+@contextmanager
+def _said_of(place: str) -> Iterator[None]:
+    """Name the place of what a section finds wrong with its values."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}", hint=error.hint) from error
 
 
 def _checked(value: Any, hint: Any, place: str) -> Any:
@@ -201,6 +253,8 @@ def _checked(value: Any, hint: Any, place: str) -> Any:
         return value
     if get_origin(hint) is tuple:
         items = value if isinstance(value, list) else [value]
+        if choices[-1] is not Ellipsis and len(items) != len(choices):
+            raise UsageError(f"{place} {value!r}, not {len(choices)} values")
         return tuple(_checked(item, choices[0], place.removesuffix("is") + "holds") for item in items)
     if get_origin(hint) is UnionType:
         return _checked(value, choices[0], place)

@@ -35,7 +35,12 @@ def perplexity(losses: Iterable[ProteinLoss]) -> float:
     total, count = 0.0, 0
     for item in losses:
         total, count = total + item.loss, count + item.count
-    return math.exp(total / count) if count else math.nan
+    return exponential(total / count) if count else math.nan
+
+
+def exponential(loss: float) -> float:
+    """Return exp(loss); infinite where a model gone astray has a loss that no float can hold the exponential of."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def protein_losses(

@@ -145,6 +145,8 @@ def look_at_corpus(config: PretrainConfig, alphabet: Alphabet) -> Proteins:
     data = config.data
     try:
         store = open_corpus(Path(data.corpus), alphabet).train
+        if not len(store):
+            raise TrainingError(f"{data.corpus}: there is no protein to train on")
     except TrainingError as error:
         longest = data.max_residues + alphabet.prefix + alphabet.suffix
         return Proteins(

@@ -6,6 +6,10 @@ from types import FrameType, TracebackType
 _ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+class Stopped(KeyboardInterrupt):
+    """The run was told to end, and has saved itself."""
+
+
 class Interruption:
     """While entered, SIGTERM, SIGUSR1 (SLURM before preemption) and the first SIGINT only set `asked`.
 

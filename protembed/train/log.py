@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from protembed.errors import DependencyError
+from protembed.train.checkpoints import written
 
 SPIKE_DEVIATIONS = 6.0
 SPIKE_MEMORY = 0.95  # of the running mean and variance, a report
@@ -54,7 +55,10 @@ class Report:
 
 
 class RunLog:
-    """`metrics.jsonl` of a run, from step `start` on: lines of steps that will be done again are dropped."""
+    """`metrics.jsonl` of a run, from step `start` on: lines of steps that will be done again are dropped.
+
+    One process of a run has it. Raises OutputError when it cannot be written.
+    """
 
     def __init__(self, run: Path, start: int, *, tensorboard: bool) -> None:
         self._path = run / "metrics.jsonl"
@@ -63,11 +67,12 @@ class RunLog:
             return
         kept = [line for line in self._path.read_text().splitlines(keepends=True) if _step_of(line) <= start]
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self._path)
+        with written(self._path):
+            temporary.write_text("".join(kept))
+            os.replace(temporary, self._path)
 
     def write(self, report: Report) -> None:
-        with self._path.open("a") as file:
+        with written(self._path), self._path.open("a") as file:
             file.write(json.dumps(asdict(report)) + "\n")
         if self._board is not None:
             for name, value in asdict(report).items():

@@ -23,7 +23,7 @@ class MaskedTokens:
 def mask_tokens(tokens: Ids, alphabet: Alphabet, section: MaskSection, rng: np.random.Generator) -> MaskedTokens:
     """Choose a share of the standard residues; hide most, replace some by random residues, keep the rest (BERT).
 
-    Special tokens and ambiguous letters are neither chosen nor drawn.
+    Special tokens and ambiguous letters are neither chosen nor drawn; where there is nothing else, none is chosen.
 
     >>> from protembed.alphabet import PROTEMBED
     >>> masked = mask_tokens(PROTEMBED.encode("MKTAYIAKQR"), PROTEMBED, MaskSection(), np.random.default_rng(0))
@@ -31,7 +31,7 @@ def mask_tokens(tokens: Ids, alphabet: Alphabet, section: MaskSection, rng: np.r
     2
     """
     candidates = np.flatnonzero(np.isin(tokens, alphabet.standard_ids))
-    count = max(1, round(section.rate * len(candidates)))
+    count = min(len(candidates), max(1, round(section.rate * len(candidates))))
     places = np.sort(rng.choice(candidates, size=count, replace=False))
     fate = rng.random(count)
     seen = tokens.copy()

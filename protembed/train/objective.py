@@ -3,7 +3,7 @@
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -78,20 +78,33 @@ class Steps:
         return self.shape.fill(Batch(lengths=lengths, question=question, longest=self.shape.longest))
 
 
-def ahead(items: Iterator[Item], depth: int = AHEAD) -> Iterator[Item]:
-    """Make items in a thread while the caller works; an error there is raised here."""
-    done: queue.Queue[Item | BaseException] = queue.Queue(maxsize=depth)
+def ahead(items: Iterator[Item], depth: int = AHEAD) -> Generator[Item, None, None]:
+    """Make items in a thread while the caller works; an error there is raised here.
+
+    The thread ends with the items, or when the generator is closed.
+    """
+    made: queue.Queue[Item | BaseException] = queue.Queue()
+    room = threading.Semaphore(depth)
+    closed = threading.Event()
 
     def work() -> None:
         try:
             for item in items:
-                done.put(item)
+                made.put(item)
+                room.acquire()
+                if closed.is_set():
+                    return
+            made.put(StopIteration())
         except Exception as error:
-            done.put(error)
+            made.put(error)
 
     threading.Thread(target=work, daemon=True, name="data").start()
-    while True:
-        item = done.get()
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+    try:
+        while not isinstance(item := made.get(), StopIteration):
+            if isinstance(item, BaseException):
+                raise item
+            room.release()
+            yield item
+    finally:
+        closed.set()
+        room.release()

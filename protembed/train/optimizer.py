@@ -36,7 +36,8 @@ def build_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], section: Tr
 def learning_rate(step: int, section: TrainSection) -> float:
     """Return the learning rate of a step (from 0): linear warm-up, a plateau, decay to the final one at the last step.
 
-    With `decay_share=1` there is no plateau; with less it is the warmup-stable-decay schedule (arXiv 2404.06395).
+    With `decay_share=1` there is no plateau; with less it is the warmup-stable-decay schedule (arXiv 2404.06395). A run
+    shorter than its warm-up, a rehearsal for one, ends on the way up.
 
     >>> section = TrainSection(out="run", steps=100, warmup_steps=10, learning_rate=1.0, decay="linear")
     >>> learning_rate(4, section), learning_rate(100, section)

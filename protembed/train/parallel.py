@@ -58,6 +58,11 @@ class World:
             dist.all_reduce(numbers)
         return [float(number) for number in numbers.tolist()]
 
+    def agrees(self, number: float) -> bool:
+        """Tell whether all processes have the same number; all get the same answer."""
+        total, squares = self.sum(number, number**2)
+        return self.size * squares == total**2
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
@@ -78,13 +83,15 @@ class World:
             ) from error
 
     def speaks(self, error: Exception) -> bool:
-        """Tell whether this process reports an error: the main one, or the first to miss another."""
-        if self.size == 1 or not isinstance(error, WorkerLostError):
-            return self.is_main
+        """Tell whether this process reports an error: the first to make it, or to miss another process."""
+        if self.size == 1:
+            return True
+        lost = isinstance(error, WorkerLostError)
         try:
-            return dist.distributed_c10d._get_default_store().add("lost", 1) == 1
+            return dist.distributed_c10d._get_default_store().add("lost" if lost else str(error), 1) == 1
         except RuntimeError:
-            return self.rank == 1  # the store is gone, and with it rank 0, which kept it
+            # The store is gone, and with it rank 0, which kept it: with the same error, or without a word.
+            return lost and self.rank == 1
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
@@ -98,29 +105,57 @@ def join(launch: Launch, device: str) -> Iterator[World]:
 
     Raises UsageError when the device is not there, WorkerLostError when the others do not come.
     """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"device {device}: no GPU is usable here", hint="--set train.device=cpu")
-    if name == "cuda":
-        name = f"cuda:{launch.local_rank}"
-    world = World(launch=launch, device=torch.device(name))
-    if world.device.type == "cuda":
-        torch.cuda.set_device(world.device)
+    world = World(launch=launch, device=_pick_device(launch, device))
     if launch.size == 1:
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # what saves checkpoints says so each time
         yield world
         return
-    with world.watch():
+    place = f"{launch.address}:{launch.port}"
+    try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo",
-            init_method=f"tcp://{launch.address}:{launch.port}",
+            init_method=f"tcp://{place}",
             rank=launch.rank,
             world_size=launch.size,
             timeout=PATIENCE,
             device_id=world.device if world.device.type == "cuda" else None,
         )
+    except RuntimeError as error:
+        raise WorkerLostError(
+            f"process {launch.rank} of {launch.size} did not meet the others at {place} ({str(error).splitlines()[0]})",
+            hint="Did all start, and is the port free?",
+        ) from error
     yield world
     dist.destroy_process_group()
+
+
+def _pick_device(launch: Launch, wanted: str) -> torch.device:
+    """Return the device of a process and make it the current one."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+    except RuntimeError as error:
+        raise UsageError(
+            f"device {wanted}: there is no such kind", hint="--set train.device=auto, cpu or cuda"
+        ) from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise UsageError(f"device {wanted}: training runs on cpu or cuda", hint="--set train.device=cpu")
+    if not torch.cuda.is_available():
+        raise UsageError(f"device {wanted}: no GPU is usable here", hint="--set train.device=cpu")
+    if device.index is None:
+        device = torch.device("cuda", launch.local_rank)
+    elif launch.local_size > 1:
+        raise UsageError(
+            f"device {wanted} is one GPU for {launch.local_size} processes", hint="--set train.device=cuda"
+        )
+    if device.index >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {device}: the machine shows {torch.cuda.device_count()} GPUs to this process",
+            hint="One process a GPU, and each must see all of its machine (srun without --gpus-per-task).",
+        )
+    torch.cuda.set_device(device)
+    return device
 
 
 def parallelise(module: nn.Module, section: ParallelSection, world: World, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -4,16 +4,19 @@ import json
 import os
 import re
 import shutil
+import signal
 import threading
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import blake2b
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -144,7 +147,9 @@ def write_parts(plans: list[PartPlan], alphabet: Alphabet, workers: int) -> Iter
         return
     # The largest first: the last one to end is then a small one.
     queue = sorted(plans, key=lambda plan: -plan.size)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+    context = get_context("spawn")
+    leash, held = context.Pipe(duplex=False)
+    with held, ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(leash,)) as pool:
         futures = {pool.submit(_write_whole, plan, alphabet): plan for plan in queue}
         try:
             while futures:
@@ -155,21 +160,25 @@ def write_parts(plans: list[PartPlan], alphabet: Alphabet, workers: int) -> Iter
                 "a worker was killed, perhaps for want of memory",
                 hint="Go on with the same command and fewer --workers.",
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except Exception:
+            pool.shutdown(wait=False, cancel_futures=True)  # parts that are being written will be complete
+            raise
+        except BaseException:
+            held.close()  # told to end: a part may take hours
+            raise
 
 
 def _write_whole(plan: PartPlan, alphabet: Alphabet) -> int:
     return sum(write_part(plan, alphabet))
 
 
-def _end_with_parent() -> None:
-    """Let a worker not outlive a parent that was killed: it would write on beside the next run."""
-    parent = parent_process()
-    assert parent is not None
+def _end_with_parent(leash: Connection) -> None:
+    """End a worker when its parent lets go or was killed: it would write on beside the next run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
 
     def watch() -> None:
-        parent.join()
+        with suppress(EOFError, OSError):
+            leash.recv()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

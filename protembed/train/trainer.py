@@ -2,9 +2,11 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +14,25 @@ import torch
 from torch import Tensor
 
 from protembed import checkpoint
-from protembed.errors import TrainingError
+from protembed.errors import OutOfMemoryError, TrainingError
 from protembed.model import ProteinModel, skeleton
 from protembed.train.batches import Batch, Shape
-from protembed.train.checkpoints import Checkpoints, Progress, list_checkpoints, read_optimizers, read_progress
+from protembed.train.checkpoints import (
+    Checkpoints,
+    Progress,
+    list_checkpoints,
+    read_optimizers,
+    read_progress,
+    written,
+)
 from protembed.train.config import PretrainConfig, make_card
 from protembed.train.corpus import Corpus, open_corpus, prepare_corpus
 from protembed.train.data import Packing, TokenStore
-from protembed.train.evaluation import score_proteins
-from protembed.train.forecast import peak_flops, training_flops_per_token
-from protembed.train.interruption import Interruption
-from protembed.train.log import Report, RunLog, SpikeWatch, used_memory
+from protembed.train.evaluation import exponential, score_proteins
+from protembed.train.forecast import training_flops_per_token
+from protembed.train.interruption import Interruption, Stopped
+from protembed.train.log import Report, RunLog
+from protembed.train.meter import RunMeter
 from protembed.train.objective import MaskedResidues, Step, Steps, ahead
 from protembed.train.optimizer import build_optimizers, learning_rate
 from protembed.train.parallel import World, clip, full_weights, parallelise, without_sync
@@ -41,18 +51,19 @@ class Trainer:
         if section.threads:
             torch.set_num_threads(section.threads)
         self.run_folder = Path(section.out)
-        self.run_folder.mkdir(parents=True, exist_ok=True)
+        with written(self.run_folder):
+            self.run_folder.mkdir(parents=True, exist_ok=True)
         self.card = make_card(config.model)
         corpus = self._open_corpus()
         self.store = corpus.train
         self.valid = self._valid_proteins(corpus.valid)
         found = list_checkpoints(self.run_folder)
-        self.progress = read_progress(found[-1], config.to_dict()) if found else Progress()
+        self.progress = self._read_progress(found)
         self.module = MaskedResidues(skeleton(self.card))
         self.trained = parallelise(self.module, config.parallel, world, self._weights(found[-1] if found else None))
         self.optimizers = build_optimizers(self.module.named_parameters(), section)
         if found:
-            read_optimizers(found[-1], self.module, self.optimizers)
+            read_optimizers(found[-1], self.module, self.optimizers, world)
         self.checkpoints = Checkpoints(self.run_folder, world, keep=section.keep_checkpoints)
         self.steps = self._steps()
 
@@ -72,15 +83,18 @@ class Trainer:
     def run(self) -> Iterator[Report]:
         """Train to the last step; yield a report every `log_every` steps and at every evaluation.
 
-        Raises TrainingError when the loss is not a number, WorkerLostError when another process is gone, and
-        KeyboardInterrupt, after saving, when the run is asked to end (SIGTERM, SIGUSR1, SIGINT).
+        Raises TrainingError when the loss is not a number, WorkerLostError when another process is gone, OutputError
+        when the run's folder cannot be written, and Stopped, a KeyboardInterrupt, after saving, when the run is asked
+        to end (SIGTERM, SIGUSR1, SIGINT).
         """
         with Interruption() as interruption:
             yield from self._train(interruption)
-        self.checkpoints.finish()
-        weights = full_weights(self.module.model)
-        if self.world.is_main:
-            checkpoint.save_weights(self.card, weights, self.result)
+            # Asked to end from here on, a run does what little is left.
+            self.checkpoints.finish()
+            weights = full_weights(self.module.model)
+            if self.world.is_main:
+                with written(self.result):
+                    checkpoint.save_weights(self.card, weights, self.result)
 
     def evaluate(self) -> float:
         """Return the masked perplexity on the first proteins of the validation set, one pass each."""
@@ -88,10 +102,13 @@ class Trainer:
         # Shards of a model must be asked for the same things at the same time; whole models divide the proteins.
         divided = self.config.parallel.strategy == "ddp"
         mine = self.valid[self.world.rank :: self.world.size] if divided else self.valid
-        scored = list(score_proteins(self.module, self.card.alphabet, mine, self.world.device, passes=1))
+        # Their shapes are as many as their batches, each of which would be compiled anew.
+        eager = torch.compiler.set_stance("force_eager") if self.config.parallel.compile else nullcontext()
+        with eager, self.world.watch():
+            scored = list(score_proteins(self.module, self.card.alphabet, mine, self.world.device, passes=1))
         self.module.train()
         loss, count = self.world.sum(sum(item.loss for item in scored), sum(item.count for item in scored))
-        return math.exp(loss / count)
+        return exponential(loss / count)
 
     def flops_per_token(self) -> float:
         """Return the operations that a token of this corpus takes; see `forecast.training_flops_per_token`."""
@@ -105,10 +122,15 @@ class Trainer:
         )
 
     def _train(self, interruption: Interruption) -> Iterator[Report]:
+        with closing(ahead(self.steps.after(self.progress.cursor, self.progress.step))) as stream:
+            yield from self._train_on(stream, interruption)
+
+    def _train_on(self, stream: Iterator[Step], interruption: Interruption) -> Iterator[Report]:
         section = self.config.train
-        log = RunLog(self.run_folder, self.progress.step, tensorboard=section.tensorboard and self.world.is_main)
-        meter = _Meter(self)
-        stream = ahead(self.steps.after(self.progress.cursor, self.progress.step))
+        log = (
+            RunLog(self.run_folder, self.progress.step, tensorboard=section.tensorboard) if self.world.is_main else None
+        )
+        meter = RunMeter(self.config, self.world, self.flops_per_token(), self.steps.packing.epoch_size)
         while self.progress.step < section.steps:
             began = time.perf_counter()
             step = next(stream)
@@ -126,9 +148,9 @@ class Trainer:
             last = done == section.steps
             evaluate = done % section.evaluate_every == 0 or last
             if evaluate or done % section.log_every == 0:
-                report = meter.report(rate)
+                report = meter.report(self.progress, rate)
                 report = replace(report, valid_perplexity=self.evaluate()) if evaluate else report
-                if self.world.is_main:
+                if log is not None:
                     log.write(report)
                 yield report
                 meter.restart()
@@ -137,16 +159,16 @@ class Trainer:
             self.checkpoints.poll()
             if stop and not last:
                 self.checkpoints.finish()
-                raise KeyboardInterrupt
+                raise Stopped
 
     def _update(self, step: Step, rate: float, asked: bool) -> tuple[float, float, bool]:
         """Update the weights once; return the mean loss over masked residues, the gradient norm, the wish to stop."""
         total, stop = self.world.sum(sum(batch.count for batch in step.batches), asked)
         losses = []
-        with self.world.watch():
+        with self.world.watch(), _memory_reported(self.config.train.batch_tokens):
             for number, batch in enumerate(step.batches, start=1):
                 with without_sync(self.trained, number < len(step.batches)):
-                    loss = self._loss(batch) / total
+                    loss = self._loss(batch) / max(total, 1)
                     (loss * self.world.size).backward()  # type: ignore[no-untyped-call]  # gradients are averaged
                 losses.append(loss.detach())
             norm = clip(self.module, self.config.train.clip)
@@ -167,13 +189,14 @@ class Trainer:
             losses: Tensor = self.trained(*batch.on(device))
         return losses.sum()
 
-    def _give_up(self, step: Step) -> None:
+    def _give_up(self, step: Step) -> NoReturn:
         """Save what every process was computing, and raise TrainingError."""
         folder = self.run_folder / f"not_a_number_step_{self.progress.step + 1:08d}"
-        folder.mkdir(exist_ok=True)
-        for number, batch in enumerate(step.batches):
-            arrays = {**asdict(batch.question), "lengths": batch.lengths}
-            np.savez(folder / f"process_{self.world.rank}_batch_{number}.npz", **arrays)
+        with written(folder):
+            folder.mkdir(exist_ok=True)
+            for number, batch in enumerate(step.batches):
+                arrays = {**asdict(batch.question), "lengths": batch.lengths}
+                np.savez(folder / f"process_{self.world.rank}_batch_{number}.npz", **arrays)
         raise TrainingError(
             f"the loss is not a number at step {self.progress.step + 1}; its batches are in {folder}",
             hint="Lower [train] learning_rate; starting again goes on from the newest checkpoint.",
@@ -186,14 +209,35 @@ class Trainer:
         if data.train and self.world.is_main:
             prepare_corpus(data.train, folder, self.card.alphabet, valid=data.valid)
         self.world.wait()
-        return open_corpus(folder, self.card.alphabet)
+        corpus = open_corpus(folder, self.card.alphabet)
+        if not len(corpus.train):
+            raise TrainingError(f"{folder}: there is no protein to train on", hint="Name proteins in [data] train.")
+        return corpus
+
+    def _read_progress(self, found: Sequence[Path]) -> Progress:
+        """Return how far the newest checkpoint is; every process must have found the same one."""
+        progress = read_progress(found[-1], self.config.to_dict()) if found else Progress()
+        if not self.world.agrees(progress.step):
+            raise TrainingError(
+                f"{self.run_folder}: not all processes find the same checkpoints there",
+                hint="[train] out must be on a file system that all machines share.",
+            )
+        if progress.step > self.config.train.steps:
+            raise TrainingError(
+                f"{found[-1]}: is past [train] steps, {self.config.train.steps:,}",
+                hint="Give more steps, or the run another folder ([train] out).",
+            )
+        return progress
 
     def _valid_proteins(self, store: TokenStore) -> list[npt.NDArray[np.int64]]:
         count = min(len(store), self.config.train.evaluate_proteins)
         if count == 0:
             raise TrainingError("the validation set is empty", hint="Name proteins in [data] valid.")
         longest = self.config.data.max_residues
-        return [self.card.alphabet.surround(store[index][:longest]) for index in range(count)]
+        proteins = [self.card.alphabet.surround(store[index][:longest]) for index in range(count)]
+        if not any(np.isin(protein, self.card.alphabet.standard_ids).any() for protein in proteins):
+            raise TrainingError("the validation set holds no residue that can be asked for", hint="All of it is X.")
+        return proteins
 
     def _weights(self, found: Path | None) -> dict[str, Tensor]:
         """Return the weights to begin with: a checkpoint's, those of `start_from`, or fresh ones; main process only."""
@@ -242,54 +286,13 @@ class Trainer:
         )
 
 
-class _Meter:
-    """What is added up between two reports."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._spikes = SpikeWatch()
-        config, world = trainer.config, trainer.world
-        peak = config.train.peak_tflops * 1e12 or _peak(world.device)
-        self._peak_tokens = peak * world.size / trainer.flops_per_token() if peak else None
-        self.restart()
-
-    def restart(self) -> None:
-        self._began = time.perf_counter()
-        self._losses: list[float] = []
-        self._norms: list[float] = []
-        self._warning = ""
-        self._tokens = 0
-        self._waited = 0.0
-
-    def see(self, loss: float, norm: float, tokens: int, waited: float) -> None:
-        """Take a step in."""
-        self._losses.append(loss)
-        self._norms.append(norm)
-        self._warning = self._spikes.see(loss) or self._warning
-        self._tokens += tokens
-        self._waited += waited
-
-    def report(self, rate: float) -> Report:
-        """Say what happened since the last report."""
-        trainer, progress = self._trainer, self._trainer.progress
-        seconds = time.perf_counter() - self._began
-        speed = self._tokens / seconds
-        return Report(
-            step=progress.step,
-            steps=trainer.config.train.steps,
-            tokens=progress.tokens,
-            epoch=round(progress.cursor.epoch + progress.cursor.used / trainer.steps.packing.epoch_size, 4),
-            seconds=round(progress.seconds, 3),
-            loss=float(np.mean(self._losses)),
-            learning_rate=rate,
-            gradient_norm=float(np.mean(self._norms)),
-            tokens_per_second=round(speed, 1),
-            data_wait=round(self._waited / seconds, 4),
-            memory_gb=round(used_memory(trainer.world.device), 3),
-            mfu=round(speed / self._peak_tokens, 4) if self._peak_tokens else None,
-            warning=self._warning,
-        )
-
-
-def _peak(device: torch.device) -> float | None:
-    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+@contextmanager
+def _memory_reported(batch_tokens: int) -> Iterator[None]:
+    """Say what can be done when a batch does not fit into the memory of the GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"{batch_tokens:,} tokens at once do not fit into the memory of the GPU",
+            hint="Halve [train] batch_tokens and double accumulate, or --set parallel.activation_checkpointing=true",
+        ) from error
