@@ -26,7 +26,7 @@ def train(
 
     A configuration without a task is one of pretraining, and is carried out as such.
     """
-    from protembed.train.config import read_toml
+    from protembed.train.settings import read_toml
     from protembed.train.supervised.config import load_task_config
     from protembed.train.supervised.trainer import HeadTrainer
 

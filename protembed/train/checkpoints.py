@@ -69,7 +69,7 @@ class Checkpoints:
         module: nn.Module,
         optimizers: Sequence[Optimizer],
         progress: Progress,
-        config: Mapping[str, Any],
+        state: Mapping[str, Any],
     ) -> None:
         """Begin a checkpoint; `poll` or `finish` completes it. Every process must call.
 
@@ -85,13 +85,13 @@ class Checkpoints:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
                 checkpoint.save_weights(card, weights, temporary / "model.safetensors")
-                values = {"progress": asdict(progress), "config": config}
+                values = {"progress": asdict(progress), "config": state}
                 (temporary / "progress.json").write_text(json.dumps(values, indent=1))
         self._world.wait()
         with self._world.watch(), written(final):
-            state = {"optimizer": get_optimizer_state_dict(module, list(optimizers), options=_BY_NAME)}
+            tensors = {"optimizer": get_optimizer_state_dict(module, list(optimizers), options=_BY_NAME)}
             writing = async_save(
-                state, checkpoint_id=temporary / "optimizer", process_group=self._group, no_dist=self._group is None
+                tensors, checkpoint_id=temporary / "optimizer", process_group=self._group, no_dist=self._group is None
             )
         assert isinstance(writing, Future)
         self._pending = final, writing
@@ -134,30 +134,43 @@ def written(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_progress(folder: Path, config: Mapping[str, Any]) -> Progress:
-    """Return how far a checkpoint is.
+def read_progress(folder: Path, state: Mapping[str, Any]) -> Progress:
+    """Return how far a checkpoint is; `state` is what `save` is given as such.
 
-    Raises TrainingError when it is damaged, or belongs to another model, other data, another seed (which is the order
-    of the data) or another optimizer than `config`.
+    Raises TrainingError when it is damaged, past the last step, or belongs to another model, other data, another seed
+    (which is the order of the data) or another optimizer. Where the data lies may change, what it holds may not.
     """
     try:
         saved = json.loads((folder / "progress.json").read_text())
         values = saved["progress"]
         progress = Progress(**{**values, "cursor": Cursor(**values["cursor"])})
-        told = saved["config"]
-        was = {f"[{name}]": told[name] for name in ("model", "data", "mask")}
-        was |= {f"[train] {name}": told["train"][name] for name in ("optimizer", "seed")}
+        was = _identity({"corpus": state["corpus"], **saved["config"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, "progress.json", error) from error
-    now = {f"[{name}]": config[name] for name in ("model", "data", "mask")}
-    now |= {f"[train] {name}": config["train"][name] for name in ("optimizer", "seed")}
-    for place, value in json.loads(json.dumps(now)).items():
+    for place, value in _identity(json.loads(json.dumps(state))).items():
         if value != was[place]:
             raise TrainingError(
                 f"{folder}: was trained with another {place} than the configuration says",
                 hint="Give the run another folder ([train] out), or go back to the old configuration.",
             )
+    if progress.step > state["train"]["steps"]:
+        raise TrainingError(
+            f"{folder}: is past [train] steps, {state['train']['steps']:,}",
+            hint="Give more steps, or the run another folder ([train] out).",
+        )
     return progress
+
+
+def _identity(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must not change in a run, by the place that tells it."""
+    paths = ("corpus", "train", "valid")
+    return {
+        "[model]": state["model"],
+        "[data]": {name: value for name, value in state["data"].items() if name not in paths},
+        "[data] corpus": state["corpus"],
+        "[mask]": state["mask"],
+        **{f"[train] {name}": state["train"][name] for name in ("optimizer", "seed")},
+    }
 
 
 def read_optimizers(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer], world: World) -> None:

@@ -2,32 +2,23 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from protembed import checkpoint
 from protembed.errors import OutOfMemoryError, TrainingError
-from protembed.model import ProteinModel, skeleton
+from protembed.model import skeleton
 from protembed.train.batches import Batch, Shape
-from protembed.train.checkpoints import (
-    Checkpoints,
-    Progress,
-    list_checkpoints,
-    read_optimizers,
-    read_progress,
-    written,
-)
+from protembed.train.checkpoints import Checkpoints, Progress, read_optimizers, read_progress, written
 from protembed.train.config import PretrainConfig, make_card
-from protembed.train.corpus import Corpus, open_corpus, prepare_corpus
-from protembed.train.data import Packing, TokenStore
+from protembed.train.data import Packing
 from protembed.train.evaluation import exponential, score_proteins
 from protembed.train.forecast import training_flops_per_token
 from protembed.train.interruption import Interruption, Stopped
@@ -36,6 +27,7 @@ from protembed.train.meter import RunMeter
 from protembed.train.objective import MaskedResidues, Step, Steps, ahead
 from protembed.train.optimizer import build_optimizers, learning_rate
 from protembed.train.parallel import World, clip, full_weights, parallelise, without_sync
+from protembed.train.start import choose_valid, find_checkpoint, find_corpus, first_weights
 
 
 class Trainer:
@@ -54,16 +46,18 @@ class Trainer:
         with written(self.run_folder):
             self.run_folder.mkdir(parents=True, exist_ok=True)
         self.card = make_card(config.model)
-        corpus = self._open_corpus()
+        corpus = find_corpus(config.data, self.card.alphabet, world)
         self.store = corpus.train
-        self.valid = self._valid_proteins(corpus.valid)
-        found = list_checkpoints(self.run_folder)
-        self.progress = self._read_progress(found)
+        self.valid = choose_valid(corpus.valid, self.card.alphabet, config)
+        self.state = {**config.to_dict(), "corpus": [len(self.store), self.store.residues]}
+        newest = find_checkpoint(self.run_folder, world)
+        self.progress = read_progress(newest, self.state) if newest else Progress()
         self.module = MaskedResidues(skeleton(self.card))
-        self.trained = parallelise(self.module, config.parallel, world, self._weights(found[-1] if found else None))
+        weights = first_weights(self.card, section, newest) if world.is_main else {}
+        self.trained = parallelise(self.module, config.parallel, world, weights)
         self.optimizers = build_optimizers(self.module.named_parameters(), section)
-        if found:
-            read_optimizers(found[-1], self.module, self.optimizers, world)
+        if newest:
+            read_optimizers(newest, self.module, self.optimizers, world)
         self.checkpoints = Checkpoints(self.run_folder, world, keep=section.keep_checkpoints)
         self.steps = self._steps()
 
@@ -155,7 +149,7 @@ class Trainer:
                 yield report
                 meter.restart()
             if done % section.checkpoint_every == 0 or last or stop:
-                self.checkpoints.save(self.card, self.module, self.optimizers, self.progress, self.config.to_dict())
+                self.checkpoints.save(self.card, self.module, self.optimizers, self.progress, self.state)
             self.checkpoints.poll()
             if stop and not last:
                 self.checkpoints.finish()
@@ -201,63 +195,6 @@ class Trainer:
             f"the loss is not a number at step {self.progress.step + 1}; its batches are in {folder}",
             hint="Lower [train] learning_rate; starting again goes on from the newest checkpoint.",
         )
-
-    def _open_corpus(self) -> Corpus:
-        """Open the corpus; the main process makes it first when it is not there and its sources are named."""
-        data = self.config.data
-        folder = Path(data.corpus)
-        if data.train and self.world.is_main:
-            prepare_corpus(data.train, folder, self.card.alphabet, valid=data.valid)
-        self.world.wait()
-        corpus = open_corpus(folder, self.card.alphabet)
-        if not len(corpus.train):
-            raise TrainingError(f"{folder}: there is no protein to train on", hint="Name proteins in [data] train.")
-        return corpus
-
-    def _read_progress(self, found: Sequence[Path]) -> Progress:
-        """Return how far the newest checkpoint is; every process must have found the same one."""
-        progress = read_progress(found[-1], self.config.to_dict()) if found else Progress()
-        if not self.world.agrees(progress.step):
-            raise TrainingError(
-                f"{self.run_folder}: not all processes find the same checkpoints there",
-                hint="[train] out must be on a file system that all machines share.",
-            )
-        if progress.step > self.config.train.steps:
-            raise TrainingError(
-                f"{found[-1]}: is past [train] steps, {self.config.train.steps:,}",
-                hint="Give more steps, or the run another folder ([train] out).",
-            )
-        return progress
-
-    def _valid_proteins(self, store: TokenStore) -> list[npt.NDArray[np.int64]]:
-        count = min(len(store), self.config.train.evaluate_proteins)
-        if count == 0:
-            raise TrainingError("the validation set is empty", hint="Name proteins in [data] valid.")
-        longest = self.config.data.max_residues
-        proteins = [self.card.alphabet.surround(store[index][:longest]) for index in range(count)]
-        if not any(np.isin(protein, self.card.alphabet.standard_ids).any() for protein in proteins):
-            raise TrainingError("the validation set holds no residue that can be asked for", hint="All of it is X.")
-        return proteins
-
-    def _weights(self, found: Path | None) -> dict[str, Tensor]:
-        """Return the weights to begin with: a checkpoint's, those of `start_from`, or fresh ones; main process only."""
-        if not self.world.is_main:
-            return {}
-        model = ProteinModel(self.card)
-        start = found / "model.safetensors" if found else Path(self.config.train.start_from)
-        if found or self.config.train.start_from:
-            loaded = checkpoint.load(start, device=torch.device("cpu"), dtype=torch.float32)
-            shape, wanted = loaded.card.encoder, self.card.encoder
-            # A stem of zeros changes nothing: a model that was trained without one can get one.
-            if shape not in (wanted, replace(wanted, stem=0)):
-                raise TrainingError(
-                    f"{start}: is of another shape than [model] says",
-                    hint="[train] start_from names a native checkpoint of the same encoder, with its stem or without.",
-                )
-            model.load_state_dict(loaded.state_dict(), strict=shape == wanted)
-        else:
-            model.initialise(self.config.train.seed)
-        return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
     def _steps(self) -> Steps:
         section, data = self.config.train, self.config.data

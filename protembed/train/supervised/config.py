@@ -10,7 +10,7 @@ from protembed.errors import UsageError
 from protembed.head_card import Design, Kind
 from protembed.label_formats import Files
 from protembed.tasks import TASKS, Task, find_task, own_task
-from protembed.train.config import read_sections
+from protembed.train.settings import read_sections
 
 Mode = Literal["frozen", "lora", "full"]
 LoraTarget = Literal["qkv", "out", "up", "down"]
