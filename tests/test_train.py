@@ -329,6 +329,17 @@ def test_a_protein_of_unknown_residues_alone_in_its_batch(config_file: Path, tmp
     assert all(loss > 2 for loss in found if loss)
 
 
+def test_a_run_goes_on_where_the_corpus_was_moved_but_not_on_another(config_file: Path, tmp_path: Path) -> None:
+    list(trainer_of(load_config(config_file, ["train.steps=5"])).run())
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")
+    (tmp_path / "train.fasta").rename(tmp_path / "gone.fasta")
+    moved = load_config(config_file, [f"data.corpus={tmp_path}/elsewhere"])
+    assert [report.step for report in trainer_of(moved).run()] == [6, 7, 8, 9, 10]
+    write_fasta(tmp_path / "train.fasta", {"a": "MKTAYIAKQR"})
+    with pytest.raises(TrainingError, match=r"another \[data\] corpus"):
+        trainer_of(load_config(config_file))
+
+
 def test_all_processes_must_see_the_same_checkpoints(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def with_another(self: World, *values: float) -> list[float]:
         return [value + other for value, other in zip(values, (10, 100), strict=True)]
