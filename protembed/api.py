@@ -12,9 +12,10 @@ from protembed.alphabet import STANDARD_RESIDUES
 from protembed.backend import Backend, Output
 from protembed.batching import TokenBatch, pack
 from protembed.card import DEFAULT_MODEL
-from protembed.embed import EmbedOptions, Failure, Pool, embed
+from protembed.embed import EmbedOptions, Pool, embed
 from protembed.errors import InputError, ProtembedError, UsageError
 from protembed.loading import ModelOptions, open_backend
+from protembed.pieces import Failure
 from protembed.predict import Prediction, PredictOptions, attach_heads, predict
 from protembed.records import Record, clean, read_fasta
 

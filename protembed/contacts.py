@@ -1,5 +1,6 @@
 """One run of `protembed contacts`: survey the input, compute the contact map of every protein, write and draw them."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.backend import Backend
-from protembed.embed import Failure
 from protembed.errors import OutOfMemoryError
 from protembed.job import Progress, check_space
+from protembed.pieces import Failure
 from protembed.plots import draw_contacts, file_name, make_folder, require_matplotlib
 from protembed.records import Record, read_fasta
-from protembed.survey import KeyKind, UnknownPolicy, assign_keys, survey
+from protembed.survey import KeyKind, UnknownPolicy, assign_distinct_keys, survey
 from protembed.target import Target
 from protembed.writers import Attributes, HDF5Writer, describe_origin
 
@@ -78,8 +79,7 @@ class ContactJob:
         alphabet = backend.card.alphabet
         self.survey = survey(self._read, alphabet=alphabet, unknown=options.unknown, key=options.key)
         if self.survey.repeated:
-            for _ in self._named():
-                pass
+            deque(self._named(), maxlen=0)
         self.failed = 0
 
     @property
@@ -133,10 +133,7 @@ class ContactJob:
             yield Progress(records=position, residues=residues)
 
     def _named(self) -> Iterator[tuple[str, Record]]:
-        """Read the records with their keys. Raises InputError at a key that comes twice."""
-        for key, record in assign_keys(self._read(), self.survey, kind=self._options.key, policy="error"):
-            assert key is not None
-            yield key, record
+        return assign_distinct_keys(self._read(), self.survey, kind=self._options.key)
 
     def _attributes(self) -> Attributes:
         return {

@@ -1,24 +1,19 @@
 """Embeddings: a stream of records in, a stream of embeddings out, in the same order."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from protembed.alphabet import Alphabet
-from protembed.backend import Backend, Output
+from protembed.backend import Backend
 from protembed.batching import TokenBatch, pack
-from protembed.errors import InputError, OutOfMemoryError, UsageError
+from protembed.errors import UsageError
+from protembed.pieces import Array, Failure, LongPolicy, Piece, average_windows, cut, run_pieces
 from protembed.records import Record
 
-Array = npt.NDArray[np.floating[Any]]
 Pool = Literal["mean", "max", "cls", "mean+max"]
-LongPolicy = Literal["split", "truncate", "error", "skip"]
-
-OVERLAP = 4
-"""Neighbouring windows of a long protein share this fraction (1/4) of a window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,34 +49,6 @@ class Embedding:
         return {"proteins": self.vector, "residues": self.residues}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A record without an embedding, and why."""
-
-    record: Record
-    reason: str
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A protein or a window of one: its tokens, where it starts, whether it is the last of its record."""
-
-    record: Record
-    start: int
-    tokens: npt.NDArray[np.int64]
-    last: bool
-
-    @property
-    def whole(self) -> bool:
-        return self.start == 0 and self.last
-
-
-def residue_limit(backend: Backend, options: EmbedOptions) -> int | None:
-    """Return how many residues go through the model in one piece; None means any number."""
-    limits = [limit for limit in (backend.card.max_residues, options.max_length) if limit is not None]
-    return min(limits, default=None)
-
-
 def embed_batches(
     records: Iterable[Record], backend: Backend, options: EmbedOptions
 ) -> Iterator[list[Embedding | Failure]]:
@@ -92,11 +59,13 @@ def embed_batches(
     and so is one that `long="skip"` leaves out or whose embedding is not finite: no record is ever lost.
     """
     budget = options.max_tokens or backend.budget()
-    pieces = cut(records, backend, options)
+    pieces = cut(records, backend.card, long=options.long, max_length=options.max_length)
+    compute = partial(_compute, backend=backend, options=options)
     pending = _Assembly(options)
     done: list[Embedding | Failure] = []
+    nothing: dict[str, Array] = {}
     for group in pack(pieces, size=lambda p: len(p.tokens) if isinstance(p, Piece) else 0, budget=budget):
-        for piece, result in _run(group, backend, options):
+        for piece, result in run_pieces(group, compute, nothing):
             done += pending.add(piece, result)
         if not pending.open:
             yield done
@@ -113,78 +82,25 @@ def embed(
         yield from batch
 
 
-def cut(records: Iterable[Record], backend: Backend, options: EmbedOptions) -> Iterator[Piece | Failure]:
-    """Turn records into pieces that the model takes."""
-    limit = residue_limit(backend, options)
-    alphabet = backend.card.alphabet
-    for record in records:
-        length = len(record.sequence)
-        if limit is None or length <= limit:
-            yield Piece(record, 0, alphabet.encode(record.sequence), True)
-        elif options.long == "truncate":
-            yield Piece(record, 0, alphabet.encode(record.sequence[:limit]), True)
-        elif options.long == "skip":
-            yield Failure(record=record, reason=f"{length} residues are more than {limit} (--long skip)")
-        elif options.long == "error":
-            raise InputError(
-                f"{record} has {length} residues, more than {limit}",
-                hint="--long split (windows, averaged), truncate or skip.",
-            )
-        else:
-            yield from _windows(record, limit, alphabet)
-
-
-def _windows(record: Record, limit: int, alphabet: Alphabet) -> Iterator[Piece]:
-    """Cut a long protein into overlapping windows of `limit` residues, the last one flush with its end."""
-    end = len(record.sequence) - limit
-    starts = [*range(0, end, max(1, limit - limit // OVERLAP)), end]
-    for start in starts:
-        yield Piece(record, start, alphabet.encode(record.sequence[start : start + limit]), start == end)
-
-
-def _run(
-    group: list[Piece | Failure], backend: Backend, options: EmbedOptions
-) -> Iterator[tuple[Piece | Failure, dict[str, Array]]]:
-    """Run a group of pieces; yield each with its outputs by kind (residues without special tokens)."""
-    pieces = [item for item in group if isinstance(item, Piece)]
-    results = iter(_compute(pieces, backend, _wanted(pieces, backend, options)))
-    for item in group:
-        yield (item, {}) if isinstance(item, Failure) else next(results)
-
-
-def _wanted(pieces: list[Piece], backend: Backend, options: EmbedOptions) -> set[Output]:
+def _compute(pieces: Sequence[Piece], backend: Backend, options: EmbedOptions) -> list[dict[str, Array]]:
+    """Return the outputs of each piece by kind (residues without special tokens)."""
     layer = backend.card.encoder.layer(options.layer)
     kinds = set(options.pool.split("+")) if options.pool else set()
     if options.residues or not all(piece.whole for piece in pieces):
         kinds.add("residues")
-    return {(kind, layer) for kind in kinds}
-
-
-def _compute(
-    pieces: list[Piece], backend: Backend, wanted: set[Output]
-) -> Iterator[tuple[Piece | Failure, dict[str, Array]]]:
-    if not pieces:
-        return
-    try:
-        outputs = backend.run(TokenBatch.of([piece.tokens for piece in pieces]), wanted)
-    except (OutOfMemoryError, MemoryError):
-        if len(pieces) == 1:
-            reason = f"{len(pieces[0].tokens)} tokens do not fit into memory"
-            yield Failure(record=pieces[0].record, reason=reason), {}
-            return
-        middle = len(pieces) // 2
-        yield from _compute(pieces[:middle], backend, wanted)
-        yield from _compute(pieces[middle:], backend, wanted)
-        return
+    outputs = backend.run(TokenBatch.of([piece.tokens for piece in pieces]), {(kind, layer) for kind in kinds})
     alphabet = backend.card.alphabet
+    results = []
     stop = 0
     for row, piece in enumerate(pieces):
         start, stop = stop, stop + len(piece.tokens)
-        result = {
-            kind: values[start + alphabet.prefix : stop - alphabet.suffix] if kind == "residues" else values[row]
-            for (kind, _), values in outputs.items()
-        }
-        yield piece, result
+        results.append(
+            {
+                kind: values[start + alphabet.prefix : stop - alphabet.suffix] if kind == "residues" else values[row]
+                for (kind, _), values in outputs.items()
+            }
+        )
+    return results
 
 
 class _Assembly:
@@ -223,14 +139,7 @@ class _Assembly:
 
     def _join(self, windows: list[tuple[Piece, dict[str, Array]]]) -> dict[str, Array]:
         """Average overlapping windows residue by residue, then pool; `cls` is the mean of the windows' own."""
-        width = windows[0][1]["residues"].shape[1]
-        total = np.zeros((len(windows[0][0].record.sequence), width), dtype=np.float32)
-        count = np.zeros((len(total), 1), dtype=np.float32)
-        for piece, result in windows:
-            place = slice(piece.start, piece.start + len(result["residues"]))
-            total[place] += result["residues"]
-            count[place] += 1
-        residues = total / count
+        residues = average_windows([(piece, result["residues"]) for piece, result in windows])
         joined: dict[str, Array] = {"residues": residues}
         for kind in self._options.pool.split("+") if self._options.pool else []:
             if kind == "cls":

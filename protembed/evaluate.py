@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.backend import Backend
-from protembed.embed import Failure
 from protembed.errors import InputError, UsageError
 from protembed.evaluation_report import Report, Score
 from protembed.job import Progress
@@ -27,6 +26,7 @@ from protembed.metrics import (
     tape_precision,
     top_contacts,
 )
+from protembed.pieces import Failure
 from protembed.predict import Prediction, PredictOptions, attach_heads, predict
 from protembed.tasks import TASKS, Task, find_task, task_of
 from protembed.tasks.task import CONTACT_METRIC

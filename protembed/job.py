@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.backend import Backend
-from protembed.embed import EmbedOptions, embed_batches, residue_limit
+from protembed.embed import EmbedOptions, embed_batches
 from protembed.errors import InputError, OutputError, UsageError
+from protembed.pieces import residue_limit
 from protembed.plan import Estimate, estimate
 from protembed.records import Record, read_fasta
 from protembed.shard import Shard
-from protembed.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_keys, survey
+from protembed.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_distinct_keys, assign_keys, survey
 from protembed.target import Target
 from protembed.writers import Attributes, HDF5Writer, describe_origin
 
@@ -66,8 +67,7 @@ class EmbedJob:
         self._read = partial(read_fasta, paths)
         self.survey: Survey = survey(self._read, alphabet=backend.card.alphabet, unknown=job.unknown, key=job.key)
         if job.duplicates == "error" and self.survey.repeated:
-            for _ in assign_keys(self._read(), self.survey, kind=job.key, policy="error"):
-                pass
+            deque(assign_distinct_keys(self._read(), self.survey, kind=job.key), maxlen=0)
         self.range = job.shard.range(self.survey.lengths)
         self.left_out = self.failed = 0
         self._check_long()
@@ -85,7 +85,7 @@ class EmbedJob:
     @property
     def over_limit(self) -> int:
         """How many proteins are longer than the model takes in one piece."""
-        limit = residue_limit(self._backend, self._options)
+        limit = residue_limit(self._backend.card, self._options.max_length)
         return 0 if limit is None else int((self.lengths > limit).sum())
 
     def estimate(self) -> Estimate:
@@ -204,7 +204,7 @@ class EmbedJob:
     def _check_long(self) -> None:
         """Under `--long error`, refuse a long protein before any computing."""
         if self._options.long == "error" and self.over_limit:
-            limit = residue_limit(self._backend, self._options)
+            limit = residue_limit(self._backend.card, self._options.max_length)
             raise InputError(
                 f"{self.over_limit} proteins have more than {limit} residues, the longest {self.lengths.max()}",
                 hint="--long split (windows, averaged), truncate or skip.",

@@ -103,10 +103,18 @@ class Packed:
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         gap = len(weight) // 2
+        apart, places = self.spread(x, gap)
+        return _weighted_shifts(apart, weight)[places - gap]  # (T, D)
+
+    def spread(self, x: Tensor, gap: int) -> tuple[Tensor, Tensor]:
+        """Lay the sequences of x (T, D) apart, `gap` rows of zeros before, between and behind them.
+
+        Returns the rows, and the places (T,) of the tokens in them: a neighbour there is of the same sequence, or zero.
+        """
         number = torch.arange(len(self.sizes), device=x.device).repeat_interleave(self.lengths)
         places = torch.arange(len(x), device=x.device) + gap * (number + 1)
-        apart = x.new_zeros(len(x) + gap * (len(self.sizes) + 1), x.shape[1]).index_copy(0, places, x)
-        return _weighted_shifts(apart, weight)[places - gap]  # (T, D)
+        rows = x.new_zeros(len(x) + gap * (len(self.sizes) + 1), x.shape[1])
+        return rows.index_copy(0, places, x), places
 
     def share(self, flags: Tensor) -> Tensor:
         counts = torch.segment_reduce(flags.float(), "sum", lengths=self.lengths)  # (N,)

@@ -2,24 +2,22 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from protembed.backend import Backend, Predictor
 from protembed.batching import TokenBatch, pack
 from protembed.card import ModelCard
-from protembed.embed import EmbedOptions, Failure, Piece, cut
-from protembed.errors import ModelError, OutOfMemoryError, UsageError
+from protembed.errors import ModelError, UsageError
 from protembed.head_card import HeadCard
 from protembed.names import weights_folder
+from protembed.pieces import Array, Failure, Piece, average_windows, cut, run_pieces
 from protembed.records import Record
 from protembed.tasks import TASKS, find_task
 
-Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Outputs: TypeAlias = Mapping[str, Array]
 NO_FLAG = "-"
 
@@ -34,11 +32,6 @@ class PredictOptions:
     max_tokens: int | None = None
     long: Literal["split", "error", "skip"] = "split"
     max_length: int | None = None
-
-    @property
-    def cutting(self) -> EmbedOptions:
-        """How records are cut into pieces."""
-        return EmbedOptions(pool=None, long=self.long, max_length=self.max_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +101,11 @@ def heads_folder() -> Path:
     return weights_folder() / "heads"
 
 
+def _bundled_head(task: str, model: str) -> Path:
+    """Return where the head of a task for a model is, if it is bundled."""
+    return heads_folder() / f"{model}-{task}.safetensors"
+
+
 def find_head(task: str, model: ModelCard) -> Path:
     """Return the file of a head: the bundled one of a known task, or a path. Raises UsageError, ModelError."""
     if task not in TASKS:
@@ -116,7 +114,7 @@ def find_head(task: str, model: ModelCard) -> Path:
         if Path(task).suffix or "/" in task:
             raise ModelError(f"{task}: no such head", hint="Check the path; `--task list` names the tasks.")
         find_task(task)
-    path = heads_folder() / f"{model.name}-{task}.safetensors"
+    path = _bundled_head(task, model.name)
     if not path.is_file():
         raise ModelError(
             f"no head for {task} is bundled with the model {model.name}",
@@ -132,7 +130,7 @@ def list_tasks(model: str) -> tuple[list[str], list[list[str]]]:
     for task in TASKS.values():
         labels = task.coding.labels
         letters = " ".join(labels) if max(map(len, labels), default=0) == 1 else f"{len(labels)} classes"
-        bundled = (heads_folder() / f"{model}-{task.name}.safetensors").is_file()
+        bundled = _bundled_head(task.name, model).is_file()
         rows.append([task.name, task.summary, letters if labels else "", task.metric, "bundled" if bundled else "-"])
     return columns, rows
 
@@ -158,12 +156,14 @@ def predict(
     so is one that `long="skip"` leaves out, or whose outputs are not finite: no record is ever lost.
     """
     options = options or PredictOptions()
-    pieces = cut(records, predictor, options.cutting)
+    pieces = cut(records, predictor.card, long=options.long, max_length=options.max_length)
     budget = options.max_tokens or predictor.budget()
+    compute = partial(_compute, predictor=predictor, tasks=[head.task for head in heads])
     windows: list[tuple[Piece, Outputs]] = []
     failed: Record | None = None
+    nothing: Outputs = {}
     for group in pack(pieces, size=lambda p: len(p.tokens) if isinstance(p, Piece) else 0, budget=budget):
-        for piece, outputs in _run(group, predictor, [head.task for head in heads]):
+        for piece, outputs in run_pieces(group, compute, nothing):
             if piece.record is failed:
                 continue  # another window of a protein that has failed already
             if isinstance(piece, Failure):
@@ -176,34 +176,10 @@ def predict(
                 windows = []
 
 
-def _run(
-    group: Sequence[Piece | Failure], predictor: Predictor, tasks: Sequence[str]
-) -> Iterator[tuple[Piece | Failure, Outputs]]:
-    """Run a group of pieces; yield each with its outputs by task."""
-    pieces = [item for item in group if isinstance(item, Piece)]
-    results = _compute(pieces, predictor, tasks)
-    for item in group:
-        yield (item, {}) if isinstance(item, Failure) else next(results)
-
-
-def _compute(
-    pieces: Sequence[Piece], predictor: Predictor, tasks: Sequence[str]
-) -> Iterator[tuple[Piece | Failure, Outputs]]:
-    if not pieces:
-        return
-    try:
-        outputs = predictor.predict(TokenBatch.of([piece.tokens for piece in pieces]), tasks)
-    except (OutOfMemoryError, MemoryError):
-        if len(pieces) == 1:
-            reason = f"{len(pieces[0].tokens)} tokens do not fit into memory"
-            yield Failure(record=pieces[0].record, reason=reason), {}
-            return
-        middle = len(pieces) // 2
-        yield from _compute(pieces[:middle], predictor, tasks)
-        yield from _compute(pieces[middle:], predictor, tasks)
-        return
-    for number, piece in enumerate(pieces):
-        yield piece, {task: proteins[number] for task, proteins in outputs.items()}
+def _compute(pieces: Sequence[Piece], predictor: Predictor, tasks: Sequence[str]) -> list[Outputs]:
+    """Return the outputs of each piece by task."""
+    outputs = predictor.predict(TokenBatch.of([piece.tokens for piece in pieces]), tasks)
+    return [{task: proteins[number] for task, proteins in outputs.items()} for number in range(len(pieces))]
 
 
 def _finish(windows: Sequence[tuple[Piece, Outputs]], heads: Sequence[HeadCard]) -> Predicted | Failure:
@@ -227,14 +203,7 @@ def _join(windows: Sequence[tuple[Piece, Outputs]], head: HeadCard) -> Array:
     if not head.config.per_residue:
         mean: Array = np.mean([output for _, output in outputs], axis=0, dtype=np.float32)
         return mean
-    total = np.zeros((len(windows[0][0].record.sequence), outputs[0][1].shape[1]), dtype=np.float32)
-    count = np.zeros((len(total), 1), dtype=np.float32)
-    for piece, output in outputs:
-        place = slice(piece.start, piece.start + len(output))
-        total[place] += output
-        count[place] += 1
-    joined: Array = total / count
-    return joined
+    return average_windows(outputs)
 
 
 def _decode(output: Array, head: HeadCard) -> Array:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from protembed.backend import Backend
-from protembed.embed import Failure, residue_limit
 from protembed.errors import InputError, UsageError
 from protembed.job import Progress, check_space
+from protembed.pieces import Failure, residue_limit
 from protembed.plots import Track, draw_contacts, draw_tracks, file_name, make_folder, require_matplotlib
 from protembed.predict import Predicted, Prediction, PredictOptions, attach_heads, predict
 from protembed.prediction_writers import TEXT_FORMATS, Format, TaskTarget, TextSink, choose_format, failures_of
 from protembed.records import Record, read_fasta
-from protembed.survey import UnknownPolicy, assign_keys, survey
+from protembed.survey import UnknownPolicy, assign_distinct_keys, survey
 from protembed.writers import Attributes, HDF5Writer, describe_origin
 
 
@@ -54,7 +54,7 @@ class PredictJob:
         self.survey = survey(self._read, alphabet=backend.card.alphabet, unknown=output.unknown, key="id")
         if self.survey.repeated:
             deque(self._named(), maxlen=0)
-        limit = residue_limit(backend, options.cutting)
+        limit = residue_limit(backend.card, options.max_length)
         if options.long == "error" and limit is not None and self.survey.lengths.max() > limit:
             raise InputError(
                 f"a protein has {self.survey.lengths.max()} residues, more than {limit}",
@@ -140,10 +140,7 @@ class PredictJob:
             yield Progress(records=number, residues=residues), key, item
 
     def _named(self) -> Iterator[tuple[str, Record]]:
-        """Read the records with their keys. Raises InputError at a key that comes twice."""
-        for key, record in assign_keys(self._read(), self.survey, kind="id", policy="error"):
-            assert key is not None
-            yield key, record
+        return assign_distinct_keys(self._read(), self.survey, kind="id")
 
     def _needed(self) -> int:
         """Guess the bytes of the output."""

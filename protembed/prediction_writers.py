@@ -22,10 +22,10 @@ from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 
-from protembed.embed import Failure
 from protembed.errors import OutputError, UsageError
 from protembed.head_card import HeadCard
 from protembed.metrics import RANGES
+from protembed.pieces import Failure
 from protembed.predict import Predicted, Prediction
 from protembed.target import Target
 

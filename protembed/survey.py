@@ -141,5 +141,12 @@ def assign_keys(
             )
 
 
+def assign_distinct_keys(records: Iterable[Record], found: Survey, *, kind: KeyKind) -> Iterator[tuple[str, Record]]:
+    """Give every record its key, in order. Raises InputError at a key that comes twice, as under `error`."""
+    for key, record in assign_keys(records, found, kind=kind, policy="error"):
+        assert key is not None
+        yield key, record
+
+
 def _noun(kind: KeyKind) -> str:
     return "same id (with / written as _)" if kind == "id" else "same sequence"

@@ -18,11 +18,8 @@ from protembed.layout import Packed
 
 def along_chain(convolution: nn.Conv1d, x: Tensor, layout: Packed) -> Tensor:
     """Convolve every sequence on its own, zeros beyond its ends; (T, D) -> (T, E)."""
-    gap = convolution.kernel_size[0] // 2
-    number = torch.arange(len(layout.sizes), device=x.device).repeat_interleave(layout.lengths)
-    places = torch.arange(len(x), device=x.device) + gap * number
-    row = x.new_zeros(len(x) + gap * (len(layout.sizes) - 1), x.shape[1]).index_copy(0, places, x)
-    mixed: Tensor = convolution(row.T.unsqueeze(0))[0].T[places]
+    apart, places = layout.spread(x, convolution.kernel_size[0] // 2)
+    mixed: Tensor = convolution(apart.T.unsqueeze(0))[0].T[places]
     return mixed
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from protembed import __version__
 from protembed.backend import Backend
-from protembed.embed import Array, Failure
 from protembed.errors import OutputError
+from protembed.pieces import Array, Failure
 from protembed.records import Record
 from protembed.target import Target
 

@@ -12,9 +12,9 @@ import torch
 import protembed
 from protembed import checkpoint, plots
 from protembed.contacts import ContactMap, contact_map
-from protembed.embed import Failure
 from protembed.errors import DependencyError, InputError, ModelError, OutOfMemoryError, OutputError
 from protembed.model import ProteinModel
+from protembed.pieces import Failure
 from protembed.records import Record
 from protembed.torch_backend import TorchBackend
 from protembed.train.config import ModelSection

@@ -8,9 +8,10 @@ import pytest
 
 from protembed.backend import Output, Outputs
 from protembed.batching import TokenBatch
-from protembed.embed import Embedding, EmbedOptions, Failure, embed, embed_batches
+from protembed.embed import Embedding, EmbedOptions, embed, embed_batches
 from protembed.errors import InputError, OutOfMemoryError, UsageError
 from protembed.model import ProteinModel
+from protembed.pieces import Failure
 from protembed.records import Record
 from protembed.torch_backend import TorchBackend
 from tests.conftest import SEQUENCES

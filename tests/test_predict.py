@@ -14,11 +14,11 @@ import torch
 import protembed
 from protembed import checkpoint
 from protembed.batching import TokenBatch
-from protembed.embed import Failure
 from protembed.errors import InputError, ModelError, OutOfMemoryError, ProtembedError, UsageError
 from protembed.head_card import HeadCard, Kind
 from protembed.head_file import save_head
 from protembed.model import ProteinModel
+from protembed.pieces import Failure
 from protembed.plots import Track, draw_tracks
 from protembed.predict import Predicted, PredictOptions, attach_heads, find_head, heads_folder, predict
 from protembed.prediction_job import PredictionOutput, PredictJob
