@@ -1,6 +1,5 @@
 """What a pretraining run begins with: its corpus, the checkpoint it goes on from, its first weights."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from protembed.train.checkpoints import list_checkpoints
 from protembed.train.config import DataSection, PretrainConfig, TrainSection
 from protembed.train.corpus import Corpus, open_corpus, prepare_corpus
 from protembed.train.data import TokenStore
+from protembed.train.growth import can_grow, grow
 from protembed.train.parallel import World
 
 
@@ -61,19 +61,19 @@ def find_checkpoint(run: Path, world: World) -> Path | None:
 
 
 def first_weights(card: ModelCard, section: TrainSection, newest: Path | None) -> dict[str, Tensor]:
-    """Return the weights to begin with: a checkpoint's, those of `start_from`, or fresh ones."""
-    model = ProteinModel(card)
+    """Return the weights to begin with: a checkpoint's, those of `start_from`, grown where it is smaller, or fresh."""
     if newest is None and not section.start_from:
+        model = ProteinModel(card)
         model.initialise(section.seed)
     else:
         start = newest / "model.safetensors" if newest else Path(section.start_from)
         loaded = checkpoint.load(start, device=torch.device("cpu"), dtype=torch.float32)
-        shape, wanted = loaded.card.encoder, card.encoder
-        # A stem of zeros changes nothing: a model that was trained without one can get one.
-        if shape not in (wanted, replace(wanted, stem=0)):
+        same = loaded.card.encoder == card.encoder
+        if not same and (newest or not can_grow(loaded.card.encoder, card.encoder)):
             raise TrainingError(
                 f"{start}: is of another shape than [model] says",
-                hint="[train] start_from names a native checkpoint of the same encoder, with its stem or without.",
+                hint="[train] start_from names a native checkpoint of the same encoder, or of one with fewer layers, "
+                "a narrower feed-forward or no stem.",
             )
-        model.load_state_dict(loaded.state_dict(), strict=shape == wanted)
+        model = loaded if same else grow(loaded, card, section.seed)
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
