@@ -26,14 +26,14 @@ from regression import fit, rotate
 
 from protembed.alphabet import STANDARD_RESIDUES
 from protembed.console import Console
-from protembed.evaluate import ContactFigures, EvaluateOptions, Evaluation
-from protembed.evaluation_report import Score
-from protembed.label_coding import Labelled
-from protembed.labelled import DataSet
+from protembed.labels.coding import Labelled
+from protembed.labels.dataset import DataSet
 from protembed.loading import ModelOptions, open_backend
 from protembed.metrics import bootstrap_interval
 from protembed.names import find_model
-from protembed.predict import heads_folder
+from protembed.predictions.evaluate import ContactFigures, EvaluateOptions, Evaluation
+from protembed.predictions.predict import heads_folder
+from protembed.predictions.report import Score
 from protembed.tasks import TASKS, Task
 from protembed.train.supervised.config import TaskConfig, load_task_config
 

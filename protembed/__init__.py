@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from protembed.api import Model, load
     from protembed.errors import ProtembedError
+    from protembed.hdf5.store import EmbeddingStore
     from protembed.records import Record
-    from protembed.store import EmbeddingStore
 
     open = EmbeddingStore  # noqa: A001 (protembed.open reads as h5py.File does)
 
@@ -24,8 +24,8 @@ _LAZY = {
     "Model": ("protembed.api", "Model"),
     "Record": ("protembed.records", "Record"),
     "ProtembedError": ("protembed.errors", "ProtembedError"),
-    "EmbeddingStore": ("protembed.store", "EmbeddingStore"),
-    "open": ("protembed.store", "EmbeddingStore"),
+    "EmbeddingStore": ("protembed.hdf5.store", "EmbeddingStore"),
+    "open": ("protembed.hdf5.store", "EmbeddingStore"),
 }
 
 

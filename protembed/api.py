@@ -16,7 +16,7 @@ from protembed.embed import EmbedOptions, Pool, embed
 from protembed.errors import InputError, ProtembedError, UsageError
 from protembed.loading import ModelOptions, open_backend
 from protembed.pieces import Failure
-from protembed.predict import Prediction, PredictOptions, attach_heads, predict
+from protembed.predictions.predict import Prediction, PredictOptions, attach_heads, predict
 from protembed.records import Record, clean, read_fasta
 
 Array = npt.NDArray[np.floating[Any]]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from protembed.batching import TokenBatch
 from protembed.card import ModelCard
-from protembed.head_card import HeadCard
+from protembed.heads.card import HeadCard
 
 Output = tuple[str, int]
 """A kind (residues, mean, max, cls, logits) and a layer, counted from 0 (embedding) to n_layers."""

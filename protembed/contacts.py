@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from protembed.backend import Backend
 from protembed.errors import OutOfMemoryError
+from protembed.hdf5.target import Target
+from protembed.hdf5.writers import Attributes, HDF5Writer, describe_origin
 from protembed.job import Progress, check_space
 from protembed.pieces import Failure
 from protembed.plots import draw_contacts, file_name, make_folder, require_matplotlib
 from protembed.records import Record, read_fasta
 from protembed.survey import KeyKind, UnknownPolicy, assign_distinct_keys, survey
-from protembed.target import Target
-from protembed.writers import Attributes, HDF5Writer, describe_origin
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from protembed.cache import export_place
 from protembed.card import ModelCard
 from protembed.errors import OutputError, UsageError
-from protembed.export_check import Agreement, compare, require
 from protembed.loading import ONNX, ModelOptions, open_model
 from protembed.names import find_model
-from protembed.onnx_attention import FREQUENCIES, AttentionKind
-from protembed.onnx_backend import OnnxBackend
-from protembed.onnx_graph import build_graph
-from protembed.onnx_nodes import Weights
-from protembed.onnx_writer import write_onnx
+from protembed.onnx.attention import FREQUENCIES, AttentionKind
+from protembed.onnx.backend import OnnxBackend
+from protembed.onnx.cache import export_place
+from protembed.onnx.check import Agreement, compare, require
+from protembed.onnx.graph import build_graph
+from protembed.onnx.nodes import Weights
+from protembed.onnx.writer import write_onnx
 
 if TYPE_CHECKING:
     from protembed.model import ProteinModel

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from protembed.backend import Backend
 from protembed.embed import EmbedOptions, embed_batches
 from protembed.errors import InputError, OutputError, UsageError
+from protembed.hdf5.target import Target
+from protembed.hdf5.writers import Attributes, HDF5Writer, describe_origin
 from protembed.pieces import residue_limit
 from protembed.plan import Estimate, estimate
 from protembed.records import Record, read_fasta
 from protembed.shard import Shard
 from protembed.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_distinct_keys, assign_keys, survey
-from protembed.target import Target
-from protembed.writers import Attributes, HDF5Writer, describe_origin
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from protembed.backend import Backend, Predictor
-from protembed.cache import find_exported
 from protembed.card import DEFAULT_MODEL, ModelCard
 from protembed.errors import ModelError, OutputError, UsageError
 from protembed.names import find_model
+from protembed.onnx.cache import find_exported
 from protembed.registry import show_terms
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _open_torch(options: ModelOptions) -> Predictor:
 
 
 def _open_onnx(path: Path, options: ModelOptions, *, other: Callable[[], Predictor] | None = None) -> Backend:
-    from protembed.onnx_backend import OnnxBackend
+    from protembed.onnx.backend import OnnxBackend
 
     if not _says_everything(options):
         raise UsageError(f"{path}: an ONNX file says everything itself; it takes no variant, version or heads")

@@ -10,8 +10,8 @@ from torch.overrides import TorchFunctionMode
 from protembed.card import ModelCard
 from protembed.encoder import Encoder
 from protembed.errors import ModelError
-from protembed.heads import ContactHead, MaskedLanguageModelHead, Observed, Pooler
 from protembed.layout import Layout, Packed
+from protembed.pretrained_heads import ContactHead, MaskedLanguageModelHead, Observed, Pooler
 
 _FROM_LAST = ("logits", "pooled")  # outputs that exist for the last layer alone
 

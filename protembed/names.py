@@ -6,7 +6,7 @@ from pathlib import Path
 from protembed import hub
 from protembed.card import ModelCard
 from protembed.errors import ModelError
-from protembed.onnx_file import OnnxFile
+from protembed.onnx.file import OnnxFile
 from protembed.registry import KNOWN, NOTICES, KnownModel, find_known, show_terms, similar_names
 
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

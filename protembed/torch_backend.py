@@ -15,12 +15,12 @@ from protembed.backend import Output, Outputs
 from protembed.batching import TokenBatch
 from protembed.convert.tape_heads import load_tape_head
 from protembed.errors import OutOfMemoryError, UsageError
-from protembed.head_card import HeadCard
-from protembed.head_file import load_head
+from protembed.heads.card import HeadCard
+from protembed.heads.file import load_head
+from protembed.heads.model import run_heads
+from protembed.heads.modules import TaskHead
 from protembed.layout import Packed
 from protembed.model import ProteinModel
-from protembed.task_heads import TaskHead
-from protembed.task_model import run_heads
 
 CPU_TOKENS = 1024
 """On a CPU larger batches are no faster and take more memory."""

@@ -200,7 +200,8 @@ class Slow:
         script = folder / "slow.py"
         script.write_text(
             "import sys, time\n"
-            "from protembed import cli, torch_backend, writers\n"
+            "from protembed import cli, torch_backend\n"
+            "from protembed.hdf5 import writers\n"
             "writers.HDF5Writer.__init__.__kwdefaults__['segment_seconds'] = 0.0\n"
             "real = torch_backend.TorchBackend.run\n"
             "def slow(self, *words):\n"

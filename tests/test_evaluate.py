@@ -11,14 +11,14 @@ import torch
 
 from protembed import checkpoint, metrics
 from protembed.errors import InputError, UsageError
-from protembed.evaluate import EvaluateOptions, Evaluation
-from protembed.evaluation_report import Report
-from protembed.head_card import HeadCard, Kind
-from protembed.head_file import save_head
-from protembed.predict import Predicted, PredictOptions, attach_heads, predict
+from protembed.heads.card import HeadCard, Kind
+from protembed.heads.file import save_head
+from protembed.heads.model import design_head
+from protembed.heads.modules import make_head
+from protembed.predictions.evaluate import EvaluateOptions, Evaluation
+from protembed.predictions.predict import Predicted, PredictOptions, attach_heads, predict
+from protembed.predictions.report import Report
 from protembed.records import Record
-from protembed.task_heads import make_head
-from protembed.task_model import design_head
 from protembed.tasks import TASKS
 from protembed.torch_backend import TorchBackend
 from tests.conftest import SEQUENCES, Run

@@ -19,15 +19,15 @@ from protembed.card import EncoderConfig, MlmHeadConfig, ModelCard
 from protembed.convert import load_foreign
 from protembed.errors import ModelError, OutputError, UsageError
 from protembed.export import ExportOptions, arrays_of, export_model
-from protembed.export_check import smallest_cosine
 from protembed.loading import ModelOptions
 from protembed.model import ProteinModel
-from protembed.onnx_attention import AttentionKind
-from protembed.onnx_backend import OnnxBackend, pack_inputs
-from protembed.onnx_file import OnnxFile
-from protembed.onnx_graph import build_graph
-from protembed.onnx_nodes import MICROSOFT, Graph, Node, Weights
-from protembed.onnx_writer import serialise, write_onnx
+from protembed.onnx.attention import AttentionKind
+from protembed.onnx.backend import OnnxBackend, pack_inputs
+from protembed.onnx.check import smallest_cosine
+from protembed.onnx.file import OnnxFile
+from protembed.onnx.graph import build_graph
+from protembed.onnx.nodes import MICROSOFT, Graph, Node, Weights
+from protembed.onnx.writer import serialise, write_onnx
 from protembed.torch_backend import TorchBackend
 from tests.conftest import SEQUENCES, Run
 from tests.parity.test_reference import REFERENCE, entries
@@ -182,7 +182,7 @@ def test_unsigned_weights_are_the_same_product(tmp_path: Path, monkeypatch: pyte
     path, batch = write(model, tmp_path / "model.onnx", weights="int8"), make_batch(model)
     results = []
     for answer in (False, True):
-        monkeypatch.setattr("protembed.onnx_session.saturates", lambda _, answer=answer: answer)
+        monkeypatch.setattr("protembed.onnx.session.saturates", lambda _, answer=answer: answer)
         results.append(OnnxBackend(path, device="cpu").run(batch, [("residues", 3)])["residues", 3])
     np.testing.assert_array_equal(*results)
     stored = onnx.load_from_string(OnnxFile(path).cut(["hidden.3"], unsigned=True)).graph.initializer

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from protembed.errors import InputError, UsageError
-from protembed.head_card import Kind
-from protembed.labelled import same_split
+from protembed.heads.card import Kind
+from protembed.labels.dataset import same_split
 from protembed.tasks import TASKS, Task, find_task, own_task
 from tests.parity.test_reference import REFERENCE
 

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from protembed import metrics
-from protembed.calibration import fit_temperature
 from protembed.metrics import RANGES, Separation, bootstrap_interval, tape_precision, top_contacts
+from protembed.train.supervised.calibration import fit_temperature
 from tests.parity.test_reference import REFERENCE
 
 TARGET = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])

@@ -15,16 +15,17 @@ import onnxruntime
 import pytest
 
 import protembed
-from protembed import checkpoint, loading, onnx_session
+from protembed import checkpoint, loading
 from protembed.batching import TokenBatch
-from protembed.cache import cache_folder, export_place, find_exported
 from protembed.errors import DependencyError, ModelError, OutOfMemoryError, UsageError
 from protembed.export import ExportOptions, arrays_of, export_model
 from protembed.loading import ModelOptions, open_backend
 from protembed.model import ProteinModel
-from protembed.onnx_backend import OnnxBackend
-from protembed.onnx_graph import build_graph
-from protembed.onnx_writer import write_onnx
+from protembed.onnx import session
+from protembed.onnx.backend import OnnxBackend
+from protembed.onnx.cache import cache_folder, export_place, find_exported
+from protembed.onnx.graph import build_graph
+from protembed.onnx.writer import write_onnx
 from protembed.torch_backend import TorchBackend
 from tests.conftest import SEQUENCES, Run
 
@@ -101,7 +102,7 @@ def test_proteins_of_one_length_share_calls(onnx_file: Path, monkeypatch: pytest
         return run(names, feeds)
 
     monkeypatch.setattr(backend._session, "run", counted)
-    monkeypatch.setattr("protembed.onnx_backend.CPU_TOKENS", 36)
+    monkeypatch.setattr("protembed.onnx.backend.CPU_TOKENS", 36)
     backend.run(batch_of("MKTAYIAKQR", "MK", *["RQKAIYATKM"] * 3), [("mean", LAST)])
     assert calls == [(3, 12), (1, 12), (1, 4)]
 
@@ -319,10 +320,10 @@ def test_products_of_eight_bits_that_saturate() -> None:
         def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
             return [np.full((8, 64), 64 * 32767 // 2, dtype=np.int32)]
 
-    assert onnx_session.saturates(SimpleNamespace(InferenceSession=lambda *_, **__: Saturating()))
+    assert session.saturates(SimpleNamespace(InferenceSession=lambda *_, **__: Saturating()))
     cpu = Path("/proc/cpuinfo")
     if cpu.exists() and "vnni" in cpu.read_text():
-        assert not onnx_session.saturates(onnxruntime)
+        assert not session.saturates(onnxruntime)
 
 
 def damage(onnx_file: Path, tmp_path: Path, **header: Any) -> Path:

@@ -15,16 +15,16 @@ import protembed
 from protembed import checkpoint
 from protembed.batching import TokenBatch
 from protembed.errors import InputError, ModelError, OutOfMemoryError, ProtembedError, UsageError
-from protembed.head_card import HeadCard, Kind
-from protembed.head_file import save_head
+from protembed.heads.card import HeadCard, Kind
+from protembed.heads.file import save_head
+from protembed.heads.model import design_head
+from protembed.heads.modules import make_head
 from protembed.model import ProteinModel
 from protembed.pieces import Failure
 from protembed.plots import Track, draw_tracks
-from protembed.predict import Predicted, PredictOptions, attach_heads, find_head, heads_folder, predict
-from protembed.prediction_job import PredictionOutput, PredictJob
+from protembed.predictions.job import PredictionOutput, PredictJob
+from protembed.predictions.predict import Predicted, PredictOptions, attach_heads, find_head, heads_folder, predict
 from protembed.records import Record
-from protembed.task_heads import make_head
-from protembed.task_model import design_head
 from protembed.torch_backend import TorchBackend
 from protembed.train.config import ModelSection, make_card
 from tests.conftest import SEQUENCES, Run, write_fasta
@@ -92,7 +92,7 @@ def test_python(model_file: Path, head: MakeHead) -> None:
 
 
 def test_temperature_and_scale(model_file: Path, head: MakeHead) -> None:
-    def fresh(path: str) -> protembed.predict.Prediction:
+    def fresh(path: str) -> protembed.predictions.predict.Prediction:
         return protembed.load(model_file).predict(["MKTAYIAKQR"], task=path)[0]
 
     plain, cool = fresh(head(model_file, "ss3")).output, fresh(head(model_file, "ss3", temperature=2.0)).output
@@ -233,7 +233,7 @@ def test_heads_that_cannot_be_used(model_file: Path, limited: Path, head: MakeHe
 def test_bundled_heads_are_found_by_model_and_task(
     model_file: Path, head: MakeHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("protembed.predict.weights_folder", lambda: tmp_path)
+    monkeypatch.setattr("protembed.predictions.predict.weights_folder", lambda: tmp_path)
     heads_folder().mkdir()
     Path(head(model_file, "ss3")).rename(tmp_path / "heads" / "tiny-ss3.safetensors")
     assert find_head("ss3", checkpoint.read_card(model_file)).name == "tiny-ss3.safetensors"

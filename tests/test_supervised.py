@@ -15,15 +15,16 @@ from protembed.alphabet import STANDARD_RESIDUES
 from protembed.backend import Output, Outputs
 from protembed.batching import TokenBatch
 from protembed.errors import InputError, OutputError, ProtembedError, UsageError
-from protembed.head_file import load_head, read_head_card
-from protembed.predict import attach_heads, predict
+from protembed.heads.file import load_head, read_head_card
+from protembed.predictions.predict import attach_heads, predict
 from protembed.records import Record
 from protembed.tasks.task import own_task
 from protembed.torch_backend import TorchBackend
+from protembed.train.supervised.calibration import fit_temperature
 from protembed.train.supervised.config import load_task_config
 from protembed.train.supervised.curve import draw_curve
 from protembed.train.supervised.report import EpochReport
-from protembed.train.supervised.scoring import Answers, expected_calibration_error, fit_temperature
+from protembed.train.supervised.scoring import Answers, expected_calibration_error
 from protembed.train.supervised.trainer import HeadTrainer
 from tests.conftest import Run
 
@@ -353,14 +354,12 @@ def test_temperature_calibrates() -> None:
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     targets = (shares.cumsum(axis=1) > rng.random((5000, 1))).argmax(axis=1)
     bold = Answers(outputs=3 * logits, targets=targets)
-    temperature = fit_temperature("residue_classes", bold)
+    temperature = fit_temperature(bold.outputs, bold.targets)
     assert temperature == pytest.approx(3, rel=0.1)
     before, after = (expected_calibration_error("residue_classes", bold, t) for t in (1, temperature))
     assert after < 0.03 < before
     yes = rng.random((5000, 2)) < 1 / (1 + np.exp(-logits[:, :2]))
-    assert fit_temperature("residue_flags", Answers(outputs=logits[:, :2] / 2, targets=yes)) == pytest.approx(
-        0.5, rel=0.1
-    )
+    assert fit_temperature(logits[:, :2] / 2, yes) == pytest.approx(0.5, rel=0.1)
 
 
 BAD = [

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from protembed.card import ModelCard
 from protembed.errors import ModelError
-from protembed.head_card import Design, HeadCard, HeadConfig, Kind, Reads
-from protembed.head_file import is_head, load_head, read_head_card, save_head
-from protembed.heads import ContactHead
+from protembed.heads.card import Design, HeadCard, HeadConfig, Kind, Reads
+from protembed.heads.file import is_head, load_head, read_head_card, save_head
+from protembed.heads.model import attention_inputs, design_head, lay_out, read_inputs, run_heads
+from protembed.heads.modules import AttentionContactHead, TaskHead, along_chain, make_head
 from protembed.layout import Packed
 from protembed.model import ProteinModel
-from protembed.task_heads import AttentionContactHead, TaskHead, along_chain, make_head
-from protembed.task_model import attention_inputs, design_head, lay_out, read_inputs, run_heads
+from protembed.pretrained_heads import ContactHead
 from tests.conftest import SEQUENCES
 
 CPU = torch.device("cpu")

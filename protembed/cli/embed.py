@@ -62,11 +62,11 @@ def embed(
 ) -> None:
     """Turn FASTA into embeddings, written to HDF5."""
     from protembed.embed import EmbedOptions
+    from protembed.hdf5.target import Target
     from protembed.job import EmbedJob, JobOptions, parse_budget
     from protembed.loading import ModelOptions, open_backend
     from protembed.records import input_files
     from protembed.shard import parse_shard
-    from protembed.target import Target
 
     console = Console(quiet=quiet)
     part, budget = parse_shard(shard), parse_budget(max_tokens)

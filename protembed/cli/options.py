@@ -9,7 +9,7 @@ from protembed.console import Console
 if TYPE_CHECKING:
     from protembed.contacts import ContactJob
     from protembed.job import EmbedJob
-    from protembed.prediction_job import PredictJob
+    from protembed.predictions.job import PredictJob
 
 Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")]
 ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `protembed models` lists, or a path.")]

@@ -17,7 +17,7 @@ def check(
     key: Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the HDF5 file.")] = "id",
 ) -> None:
     """Check that every record is in an output, once, finite and of the right length."""
-    from protembed.outputs import check_output
+    from protembed.hdf5.outputs import check_output
 
     found = check_output(output, inputs, key)
     Console().say(f"{output}: {found:,} records, complete")
@@ -30,7 +30,7 @@ def merge(
     overwrite: Overwrite = False,
 ) -> None:
     """Put the outputs of --shard runs together, in the order of the input."""
-    from protembed.outputs import merge_shards
+    from protembed.hdf5.outputs import merge_shards
 
     found = merge_shards(out, shards, overwrite=overwrite)
     Console().say(f"{out}: {found:,} records from {len(shards)} files")

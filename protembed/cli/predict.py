@@ -12,7 +12,7 @@ from protembed.console import Console, print_table
 from protembed.errors import UsageError
 
 if TYPE_CHECKING:
-    from protembed.evaluate import Evaluation
+    from protembed.predictions.evaluate import Evaluation
 
 LongPolicy = Annotated[
     Literal["split", "error", "skip"], typer.Option(help="What happens past the model's limit; split: in windows.")
@@ -56,8 +56,8 @@ def predict(
     """
     from protembed.job import parse_budget
     from protembed.loading import ModelOptions, open_backend
-    from protembed.predict import PredictOptions, list_tasks
-    from protembed.prediction_job import PredictionOutput, PredictJob
+    from protembed.predictions.job import PredictionOutput, PredictJob
+    from protembed.predictions.predict import PredictOptions, list_tasks
     from protembed.records import input_files
 
     if task == "list":
@@ -96,10 +96,10 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a head on labelled proteins: the task's metrics with 95 % intervals (bootstrap over proteins)."""
-    from protembed.evaluate import EvaluateOptions, Evaluation
     from protembed.job import parse_budget
     from protembed.loading import ModelOptions, open_backend
-    from protembed.predict import PredictOptions
+    from protembed.predictions.evaluate import EvaluateOptions, Evaluation
+    from protembed.predictions.predict import PredictOptions
 
     console = Console(quiet=quiet)
     loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from protembed.label_coding import Coding
+from protembed.labels.coding import Coding
 from protembed.metrics import Array, Metric, f1, mcc
 from protembed.tasks.task import Task
 

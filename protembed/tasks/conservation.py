@@ -1,6 +1,6 @@
 """Conservation of residues among relatives."""
 
-from protembed.label_coding import Coding
+from protembed.labels.coding import Coding
 from protembed.metrics import Array, mcc
 from protembed.tasks.task import CLASS_METRICS, Task
 

@@ -1,7 +1,7 @@
 """Contacts between residues."""
 
-from protembed.label_coding import Coding
-from protembed.label_formats import Files
+from protembed.labels.coding import Coding
+from protembed.labels.formats import Files
 from protembed.tasks.task import Task
 
 TASK = Task(

@@ -1,6 +1,6 @@
 """Disorder, as measured by NMR chemical shifts."""
 
-from protembed.label_coding import Coding
+from protembed.labels.coding import Coding
 from protembed.metrics import Array, auc
 from protembed.tasks.task import VALUE_METRICS, Task
 

@@ -1,7 +1,7 @@
 """Fluorescence of variants of one protein."""
 
-from protembed.label_coding import Coding
-from protembed.label_formats import Files
+from protembed.labels.coding import Coding
+from protembed.labels.formats import Files
 from protembed.tasks.task import VALUE_METRICS, Task
 
 TASK = Task(

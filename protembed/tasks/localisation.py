@@ -1,6 +1,6 @@
 """Subcellular localisation."""
 
-from protembed.label_coding import Coding
+from protembed.labels.coding import Coding
 from protembed.tasks.task import CLASS_METRICS, Task
 
 TASK = Task(

@@ -1,6 +1,6 @@
 """Membrane topology and signal peptides."""
 
-from protembed.label_coding import Coding
+from protembed.labels.coding import Coding
 from protembed.tasks.task import CLASS_METRICS, Task
 
 TASK = Task(

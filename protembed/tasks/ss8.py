@@ -1,7 +1,7 @@
 """Secondary structure, the 8 states of DSSP."""
 
-from protembed.label_coding import Coding
-from protembed.label_formats import Files
+from protembed.labels.coding import Coding
+from protembed.labels.formats import Files
 from protembed.tasks.task import CLASS_METRICS, Task
 
 TASK = Task(

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from protembed.head_card import HeadCard, Kind
-from protembed.label_coding import Coding
-from protembed.label_formats import Files
-from protembed.labelled import Choice, DataSet, read_labelled
+from protembed.heads.card import HeadCard, Kind
+from protembed.labels.coding import Coding
+from protembed.labels.dataset import Choice, DataSet, read_labelled
+from protembed.labels.formats import Files
 from protembed.metrics import Metric, accuracy, macro_accuracy, macro_f1, mcc, rmse, spearman
 
 CONTACT_METRIC = "precision_at_l5"
@@ -74,7 +74,7 @@ class Task:
 
 
 def own_task(name: str, kind: Kind, labels: tuple[str, ...] = ()) -> Task:
-    """Describe a task of the user's own, its data in any of the forms that label_formats reads."""
+    """Describe a task of the user's own, its data in any of the forms that labels.formats reads."""
     coding = Coding(kind=kind, labels=labels, flags={label: label for label in labels} | {"-": ""})
     return Task(name=name, summary="your own", coding=coding, metrics=_METRICS.get(kind, {}))
 

@@ -12,9 +12,9 @@ from protembed import checkpoint
 from protembed.convert import load_foreign
 from protembed.convert.tape_heads import load_tape_head
 from protembed.errors import ModelError
-from protembed.head_file import save_head
+from protembed.heads.file import save_head
+from protembed.heads.model import run_heads
 from protembed.layout import Packed
-from protembed.task_model import run_heads
 from tests.conftest import Run, write_fasta
 from tests.parity.test_reference import INDEX, REFERENCE
 

@@ -12,7 +12,7 @@ from protembed import checkpoint
 from protembed.card import ModelCard
 from protembed.encoder import Block
 from protembed.errors import ModelError
-from protembed.head_card import HeadConfig
+from protembed.heads.card import HeadConfig
 from protembed.model import ProteinModel, skeleton
 from protembed.train.supervised.config import EncoderSection, LoraTarget
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from protembed.card import DEFAULT_MODEL
 from protembed.errors import UsageError
-from protembed.head_card import Design, Kind
-from protembed.label_formats import Files
+from protembed.heads.card import Design, Kind
+from protembed.labels.formats import Files
 from protembed.tasks import TASKS, Task, find_task, own_task
 from protembed.train.settings import read_sections
 
@@ -91,7 +91,7 @@ class EncoderSection:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSection:
-    """The head, as in task_model.design_head, and the type that its weights are written in.
+    """The head, as in heads.model.design_head, and the type that its weights are written in.
 
     `reads = "residue"` makes its one-hot twin, which needs no encoder. `license` goes into its file.
     """

@@ -16,8 +16,8 @@ from torch import Tensor
 from protembed.alphabet import Alphabet
 from protembed.batching import pack
 from protembed.errors import InputError
-from protembed.head_card import Kind
-from protembed.label_coding import CONTACT_DISTANCE, Labelled
+from protembed.heads.card import Kind
+from protembed.labels.coding import CONTACT_DISTANCE, Labelled
 from protembed.layout import Packed
 from protembed.metrics import Separation
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from protembed import __version__
 from protembed.card import ModelCard
 from protembed.errors import InputError, UsageError
-from protembed.head_card import HeadConfig
-from protembed.label_coding import Labelled
-from protembed.task_model import design_head
+from protembed.heads.card import HeadConfig
+from protembed.heads.model import design_head
+from protembed.labels.coding import Labelled
 from protembed.tasks import Task
 from protembed.train.supervised.config import TaskConfig
 from protembed.train.supervised.examples import Examples

@@ -19,9 +19,9 @@ from torch.nn import functional
 from protembed.backend import Backend, Output
 from protembed.batching import TokenBatch, pack
 from protembed.errors import ModelError, OutputError
-from protembed.head_card import HeadConfig
+from protembed.heads.card import HeadConfig
+from protembed.heads.model import attention_inputs, read_inputs, required_layers
 from protembed.model import ProteinModel
-from protembed.task_model import attention_inputs, read_inputs, required_layers
 from protembed.train.supervised.examples import Batch, Examples
 
 Inputs: TypeAlias = Callable[[Batch], Any]

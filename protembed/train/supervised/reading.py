@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from protembed.errors import InputError, UsageError
-from protembed.label_coding import Labelled
-from protembed.label_formats import Files, attributes_of
-from protembed.labelled import DataSet, read_rows, same_split
+from protembed.labels.coding import Labelled
+from protembed.labels.dataset import DataSet, read_rows, same_split
+from protembed.labels.formats import Files, attributes_of
 from protembed.tasks import Task
 from protembed.train.supervised.config import DataSection, NegativesSection, TaskConfig, attributes
 

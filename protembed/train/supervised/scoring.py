@@ -1,6 +1,6 @@
 """What a head in training is worth: its answers on a whole split, the metrics of them, and their calibration."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from protembed.alphabet import Alphabet
 from protembed.errors import UsageError
-from protembed.head_card import Kind
+from protembed.heads.card import Kind
 from protembed.metrics import Metric, Separation, calibration_error, top_contacts
 from protembed.tasks import Task
 from protembed.tasks.binding import mean_mcc
 from protembed.tasks.task import CONTACT_METRIC
+from protembed.train.supervised.calibration import fit_temperature
 from protembed.train.supervised.examples import Batch
 
 Array = npt.NDArray[Any]
 VALUES: tuple[Kind, ...] = ("residue_values", "sequence_value")
 CLASSES: tuple[Kind, ...] = ("residue_classes", "sequence_class")
 Answered: TypeAlias = tuple[Batch, Tensor | list[Tensor]]
-_COLDEST, _HOTTEST = 0.05, 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def calibrate(kind: Kind, answers: Answers) -> tuple[float, dict[str, float]]:
     """Return the temperature of a head, and the calibration error before and after by name; (1, none) for values."""
     if kind in VALUES:
         return 1.0, {}
-    temperature = fit_temperature(kind, answers)
+    temperature = fit_temperature(answers.outputs, answers.targets)
     errors = {"before": 1.0, "after": temperature}
     return temperature, {
         f"valid_calibration_error_{when}": expected_calibration_error(kind, answers, value)
@@ -119,41 +119,3 @@ def expected_calibration_error(kind: Kind, answers: Answers, temperature: float)
         return calibration_error(answers.targets, weights / weights.sum(axis=1, keepdims=True))
     yes = 0.5 * (1 + np.tanh(logits.ravel() / 2))
     return calibration_error(answers.targets.ravel().astype(np.int64), np.stack((1 - yes, yes), axis=1))
-
-
-def fit_temperature(kind: Kind, answers: Answers) -> float:
-    """Return what logits must be divided by for the least cross entropy (Guo et al. 2017, arXiv 1706.04599).
-
-    Between 0.05 and 20; by golden section over its logarithm, in which the cross entropy has one valley.
-    """
-    logits, targets = answers.outputs.astype(np.float64), answers.targets
-    if kind in CLASSES:
-        logits = logits - logits[np.arange(len(targets)), targets][:, None]  # (M, C), 0 where the target is
-
-        def entropy(temperature: float) -> float:
-            scaled = logits / temperature
-            highest = scaled.max(axis=1)
-            return float((highest + np.log(np.exp(scaled - highest[:, None]).sum(axis=1))).mean())
-    else:
-        signed = np.where(targets, -logits, logits)
-
-        def entropy(temperature: float) -> float:
-            return float(np.logaddexp(0, signed / temperature).mean())
-
-    return float(np.exp(_lowest(lambda log: entropy(float(np.exp(log))), np.log(_COLDEST), np.log(_HOTTEST))))
-
-
-def _lowest(function: Callable[[float], float], low: float, high: float, steps: int = 30) -> float:
-    ratio = (np.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = function(left), function(right)
-    for _ in range(steps):
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = function(right)
-    return (low + high) / 2

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from protembed.card import DEFAULT_MODEL
 from protembed.errors import OutputError
-from protembed.head_card import HeadCard
-from protembed.head_file import save_head
-from protembed.label_coding import Labelled
+from protembed.heads.card import HeadCard
+from protembed.heads.file import save_head
+from protembed.heads.modules import make_head
+from protembed.labels.coding import Labelled
 from protembed.loading import ModelOptions, open_model
-from protembed.task_heads import make_head
 from protembed.torch_backend import TorchBackend
 from protembed.train.interruption import Interruption
 from protembed.train.supervised.adapting import adapt, merge, save_encoder

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from protembed.errors import TrainingError
+from protembed.heads.modules import TaskHead
 from protembed.model import ProteinModel
-from protembed.task_heads import TaskHead
 from protembed.train.supervised.config import TrainSection
 
 

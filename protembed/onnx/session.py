@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import DependencyError, ModelError, OutOfMemoryError, UsageError
-from protembed.onnx_file import OnnxFile
-from protembed.onnx_nodes import Drawing, Value
-from protembed.onnx_writer import serialise
+from protembed.onnx.file import OnnxFile
+from protembed.onnx.nodes import Drawing, Value
+from protembed.onnx.writer import serialise
 
 Array = npt.NDArray[Any]
 

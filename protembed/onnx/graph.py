@@ -1,4 +1,4 @@
-"""A model as an ONNX graph, built from its card: the counterpart of encoder.py and heads.py without torch.
+"""A model as an ONNX graph, built from its card: the counterpart of encoder.py and pretrained_heads.py without torch.
 
 Hidden states are flat, (T, D), outside of attention: a product of two matrices is what every runtime is best at.
 Nothing is padded and nothing masked. `fused` and `plain` graphs take N proteins of one length a call, tokens (N, L);
@@ -13,8 +13,8 @@ from typing import Any
 import numpy.typing as npt
 
 from protembed.card import MlmHeadConfig, ModelCard
-from protembed.onnx_attention import AttentionKind, make_layout
-from protembed.onnx_nodes import Drawing, Graph, Value, Weights
+from protembed.onnx.attention import AttentionKind, make_layout
+from protembed.onnx.nodes import Drawing, Graph, Value, Weights
 
 
 def build_graph(

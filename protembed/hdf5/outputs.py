@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 
 from protembed.errors import InputError, OutputError
+from protembed.hdf5.writers import merge_files
 from protembed.records import read_fasta
 from protembed.survey import KeyKind, key_of
-from protembed.writers import merge_files
 
 _SHARD = re.compile(r"\.shard-(\d+)-of-(\d+)$")
 

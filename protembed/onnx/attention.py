@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Literal
 
 from protembed.card import EncoderConfig
-from protembed.onnx_nodes import MICROSOFT, Drawing, Value
+from protembed.onnx.nodes import MICROSOFT, Drawing, Value
 
 AttentionKind = Literal["fused", "plain", "packed"]
 """onnxruntime's own operators; those that every runtime has; those for CUDA over packed proteins."""

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from protembed.backend import Backend
 from protembed.errors import InputError, UsageError
-from protembed.evaluation_report import Report, Score
 from protembed.job import Progress
-from protembed.label_coding import Labelled
+from protembed.labels.coding import Labelled
 from protembed.metrics import (
     RANGES,
     Array,
@@ -27,7 +26,8 @@ from protembed.metrics import (
     top_contacts,
 )
 from protembed.pieces import Failure
-from protembed.predict import Prediction, PredictOptions, attach_heads, predict
+from protembed.predictions.predict import Prediction, PredictOptions, attach_heads, predict
+from protembed.predictions.report import Report, Score
 from protembed.tasks import TASKS, Task, find_task, task_of
 from protembed.tasks.task import CONTACT_METRIC
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import InputError
-from protembed.head_card import Kind
-from protembed.label_formats import Row
+from protembed.heads.card import Kind
+from protembed.labels.formats import Row
 from protembed.records import Record
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ from protembed.backend import Backend, Predictor
 from protembed.batching import TokenBatch, pack
 from protembed.card import ModelCard
 from protembed.errors import ModelError, UsageError
-from protembed.head_card import HeadCard
+from protembed.heads.card import HeadCard
 from protembed.names import weights_folder
 from protembed.pieces import Array, Failure, Piece, average_windows, cut, run_pieces
 from protembed.records import Record

@@ -14,9 +14,9 @@ import numpy as np
 
 from protembed import __version__
 from protembed.card import ModelCard
-from protembed.onnx_attention import AttentionKind
-from protembed.onnx_nodes import DTYPES, MICROSOFT, OPSET, Array, Attribute, Graph, Node, Value, Weights
-from protembed.onnx_wire import Message
+from protembed.onnx.attention import AttentionKind
+from protembed.onnx.nodes import DTYPES, MICROSOFT, OPSET, Array, Attribute, Graph, Node, Value, Weights
+from protembed.onnx.wire import Message
 
 KEY = "protembed"
 """Of the metadata entry that holds the header."""

@@ -1,4 +1,4 @@
-"""Heads: small modules that read the encoder's hidden states."""
+"""The heads that a pretrained model brings along: small modules that read the encoder's hidden states."""
 
 from collections.abc import Callable, Sequence
 

@@ -23,11 +23,11 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 
 from protembed.errors import OutputError, UsageError
-from protembed.head_card import HeadCard
+from protembed.hdf5.target import Target
+from protembed.heads.card import HeadCard
 from protembed.metrics import RANGES
 from protembed.pieces import Failure
-from protembed.predict import Predicted, Prediction
-from protembed.target import Target
+from protembed.predictions.predict import Predicted, Prediction
 
 Format: TypeAlias = Literal["tsv", "jsonl", "fasta", "h5"]
 COLUMNS = ("id", "task", "position", "residue", "partner", "label", "value")

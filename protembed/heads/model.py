@@ -9,11 +9,11 @@ from torch.nn import functional
 
 from protembed.alphabet import Alphabet
 from protembed.card import ModelCard
-from protembed.head_card import Design, HeadConfig, Kind, Reads
-from protembed.heads import ObservedBatch, symmetric_maps
+from protembed.heads.card import Design, HeadConfig, Kind, Reads
+from protembed.heads.modules import AttentionContactHead, TaskHead
 from protembed.layout import Packed
 from protembed.model import ProteinModel
-from protembed.task_heads import AttentionContactHead, TaskHead
+from protembed.pretrained_heads import ObservedBatch, symmetric_maps
 
 _DESIGN_READS: dict[tuple[str, Design], Reads] = {("sequence", "tape"): "pooled", ("contacts", "compact"): "attention"}
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import InputError
-from protembed.label_coding import Coding, Labelled, encode
-from protembed.label_formats import (
+from protembed.labels.coding import Coding, Labelled, encode
+from protembed.labels.formats import (
     Files,
     Row,
     ending,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protembed.errors import ModelError
-from protembed.head_card import Design, HeadConfig
+from protembed.heads.card import Design, HeadConfig
 from protembed.layout import Packed
 
 

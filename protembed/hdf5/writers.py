@@ -23,9 +23,9 @@ import numpy as np
 from protembed import __version__
 from protembed.backend import Backend
 from protembed.errors import OutputError
+from protembed.hdf5.target import Target
 from protembed.pieces import Array, Failure
 from protembed.records import Record
-from protembed.target import Target
 
 SEGMENT_SECONDS = 10.0
 _RUN = "run_sha256"

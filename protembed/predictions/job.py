@@ -11,14 +11,14 @@ import numpy as np
 
 from protembed.backend import Backend
 from protembed.errors import InputError, UsageError
+from protembed.hdf5.writers import Attributes, HDF5Writer, describe_origin
 from protembed.job import Progress, check_space
 from protembed.pieces import Failure, residue_limit
 from protembed.plots import Track, draw_contacts, draw_tracks, file_name, make_folder, require_matplotlib
-from protembed.predict import Predicted, Prediction, PredictOptions, attach_heads, predict
-from protembed.prediction_writers import TEXT_FORMATS, Format, TaskTarget, TextSink, choose_format, failures_of
+from protembed.predictions.predict import Predicted, Prediction, PredictOptions, attach_heads, predict
+from protembed.predictions.writers import TEXT_FORMATS, Format, TaskTarget, TextSink, choose_format, failures_of
 from protembed.records import Record, read_fasta
 from protembed.survey import UnknownPolicy, assign_distinct_keys, survey
-from protembed.writers import Attributes, HDF5Writer, describe_origin
 
 
 @dataclass(frozen=True, kw_only=True)

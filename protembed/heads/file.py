@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from protembed.checkpoint import digest
 from protembed.errors import ModelError
-from protembed.head_card import HeadCard
-from protembed.task_heads import TaskHead, make_head
+from protembed.heads.card import HeadCard
+from protembed.heads.modules import TaskHead, make_head
 from protembed.tensorfile import SafetensorsFile
 
 _KEY = "protembed_head"

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from protembed.backend import Output, Outputs, Predictor
 from protembed.batching import TokenBatch
 from protembed.errors import ModelError
-from protembed.head_card import HeadCard
-from protembed.onnx_file import OnnxFile
-from protembed.onnx_session import Session
+from protembed.heads.card import HeadCard
+from protembed.onnx.file import OnnxFile
+from protembed.onnx.session import Session
 from protembed.plan import estimate
 
 Array = npt.NDArray[Any]
@@ -147,7 +147,7 @@ class OnnxBackend:
                 yield rows[start : start + size]
 
     def _run_packed(self, batch: TokenBatch, names: Sequence[str]) -> list[Array]:
-        """Run all proteins end to end in one call; see onnx_attention.PackedRow."""
+        """Run all proteins end to end in one call; see attention.PackedRow."""
         feeds = pack_inputs(batch)
         return self._session.run(names, {name: feeds[name] for name in self._file.inputs})
 
@@ -168,7 +168,7 @@ class OnnxBackend:
 
 
 def pack_inputs(batch: TokenBatch) -> dict[str, Array]:
-    """Return the inputs of a packed graph; see onnx_attention.PackedRow.
+    """Return the inputs of a packed graph; see attention.PackedRow.
 
     >>> pack_inputs(TokenBatch(tokens=np.arange(3), lengths=(1, 2)))["places"].tolist()
     [[0, 2], [3, 1]]

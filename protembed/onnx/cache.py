@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from protembed.errors import ModelError
-from protembed.onnx_file import OnnxFile
+from protembed.onnx.file import OnnxFile
 
 
 def cache_folder() -> Path:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from protembed.errors import ModelError
-from protembed.onnx_nodes import DTYPES
-from protembed.onnx_wire import Field, Message, read_fields
-from protembed.onnx_writer import FORMAT, KEY, Header, add_place, make_tensor
+from protembed.onnx.nodes import DTYPES
+from protembed.onnx.wire import Field, Message, read_fields
+from protembed.onnx.writer import FORMAT, KEY, Header, add_place, make_tensor
 
 INLINE = 4096
 """Tensors up to so many bytes are copied into a cut graph, larger ones stay where they are."""

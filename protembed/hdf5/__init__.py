@@ -1,0 +1,1 @@
+"""HDF5 files: written, looked over, put together, and read."""

@@ -1,0 +1,1 @@
+"""Labelled proteins: files of many forms become numbers that mean something."""

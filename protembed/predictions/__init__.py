@@ -1,0 +1,1 @@
+"""What task heads say of proteins: computed, written, drawn, and measured."""
