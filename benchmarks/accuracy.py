@@ -30,9 +30,8 @@ from protembed.labels.coding import Labelled
 from protembed.labels.dataset import DataSet
 from protembed.loading import ModelOptions, open_backend
 from protembed.metrics import bootstrap_interval
-from protembed.names import find_model
+from protembed.names import find_model, heads_folder
 from protembed.predictions.evaluate import ContactFigures, EvaluateOptions, Evaluation
-from protembed.predictions.predict import heads_folder
 from protembed.predictions.report import Score
 from protembed.tasks import TASKS, Task
 from protembed.train.supervised.config import TaskConfig, load_task_config

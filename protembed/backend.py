@@ -50,6 +50,9 @@ class Backend(Protocol):
 class Predictor(Backend, Protocol):
     """A backend that runs task heads, too: hidden states go no further than this line."""
 
+    included: Mapping[str, HeadCard]
+    """Heads that came with the model, by task; they need no `attach`."""
+
     def attach(self, path: Path) -> HeadCard:
         """Load a head beside the model, under the name of its task. Raises ModelError for another encoder's."""
 

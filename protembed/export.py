@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from protembed.card import ModelCard
-from protembed.errors import OutputError, UsageError
+from protembed.errors import ModelError, OutputError, UsageError
+from protembed.heads.arrays import read_head
 from protembed.loading import ONNX, ModelOptions, open_model
-from protembed.names import find_model
+from protembed.names import bundled_head, find_head, find_model
 from protembed.onnx.attention import FREQUENCIES, AttentionKind
 from protembed.onnx.backend import OnnxBackend
 from protembed.onnx.cache import export_place
 from protembed.onnx.check import Agreement, compare, require
 from protembed.onnx.graph import build_graph
+from protembed.onnx.heads import can_draw, draw_head
 from protembed.onnx.nodes import Weights
 from protembed.onnx.writer import write_onnx
+from protembed.tasks import TASKS
 
 if TYPE_CHECKING:
     from protembed.model import ProteinModel
@@ -26,17 +30,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What is written, and where: `out` None stands for the user's cache, where --backend finds it."""
+    """What is written, and where: `out` None stands for the user's cache, where --backend finds it.
+
+    The heads of `tasks`, named or by path, become outputs of the graph; `all` are those that come with the model.
+    """
 
     out: Path | None = None
     attention: AttentionKind = "fused"
     weights: Weights = "float32"
+    tasks: tuple[str, ...] = ()
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.attention == "packed" and self.weights == "int8":
             raise UsageError("--attention packed is for CUDA, which has no int8", hint="--dtype float16")
-        if self.out is None and (self.attention, self.weights) != ("fused", "float32"):
+        if self.attention == "packed" and self.tasks:
+            raise UsageError("--attention packed is of the encoder alone", hint="Leave out --task.")
+        if self.out is None and (self.attention, self.weights, self.tasks) != ("fused", "float32", ()):
             raise UsageError("the cache holds plain exports only", hint="Say where this one goes: -o FILE.onnx")
         if self.out is not None and self.out.suffix != ONNX:
             raise OutputError(f"{self.out}: an ONNX file ends in {ONNX}")
@@ -83,16 +93,34 @@ def _export(model: "ProteinModel", options: ExportOptions, folder: Path, out: Pa
     """Write into a folder beside the target, check, and move what is right to its place: the weights first."""
     from protembed.torch_backend import TorchBackend
 
-    attention, weights = options.attention, options.weights
+    attention, weights, reference = options.attention, options.weights, TorchBackend(model)
     graph = build_graph(model.card, arrays_of(model), attention=attention, weights=weights)
-    written = write_onnx(folder / out.name, graph, model.card, attention=attention, weights=weights)
+    heads = []
+    for path in _find_heads(options.tasks, model.card):
+        card, arrays = read_head(path)
+        if not can_draw(card, attention):
+            raise UsageError(f"{path}: a head of this design has no ONNX form", hint="--backend torch runs it.")
+        reference.attach(path)
+        graph.add(draw_head(model.card, card, arrays, attention))
+        heads.append(card)
+    written = write_onnx(folder / out.name, graph, model.card, attention=attention, weights=weights, heads=heads)
     device = "auto" if attention == "packed" else "cpu"
-    agreement = compare(OnnxBackend(folder / out.name, device=device), TorchBackend(model))
+    agreement = compare(OnnxBackend(folder / out.name, device=device), reference, [head.task for head in heads])
     require(agreement, weights)
     for file in reversed(written):
         os.replace(file, out.with_name(file.name))
     files = [out.with_name(file.name) for file in written]
     return Exported(files=files, card=model.card, weights=weights, agreement=agreement)
+
+
+def _find_heads(tasks: Sequence[str], card: ModelCard) -> list[Path]:
+    """Return the files of heads. Raises UsageError for an unknown task, ModelError when there is none."""
+    if tuple(tasks) != ("all",):
+        return [find_head(task, card) for task in tasks]
+    found = [path for task in TASKS if (path := bundled_head(task, card.name)).is_file()]
+    if not found:
+        raise ModelError(f"no heads are bundled with the model {card.name}", hint="Name your own: --task FILE")
+    return found
 
 
 def arrays_of(model: "ProteinModel") -> dict[str, npt.NDArray[Any]]:

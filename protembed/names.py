@@ -1,4 +1,4 @@
-"""What a name stands for: a bundled model, a path, or a published model that lies in the cache or is downloaded."""
+"""What a name stands for: a bundled model or head, a path, or a published model in the cache or to be downloaded."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ from protembed.card import ModelCard
 from protembed.errors import ModelError
 from protembed.onnx.file import OnnxFile
 from protembed.registry import KNOWN, NOTICES, KnownModel, find_known, show_terms, similar_names
+from protembed.tasks import TASKS, find_task
 
 _REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".onnx", ".h5", ".ckpt")
@@ -51,6 +52,33 @@ def find_model(name: str, *, offline: bool = False) -> Path:
             "pull names to any place, and give its path: -m PATH",
         )
     return hub.download(repos[0]).folder
+
+
+def heads_folder() -> Path:
+    """Return the folder of the bundled heads."""
+    return weights_folder() / "heads"
+
+
+def bundled_head(task: str, model: str) -> Path:
+    """Return where the head of a task for a model is, if it is bundled."""
+    return heads_folder() / f"{model}-{task}.safetensors"
+
+
+def find_head(task: str, model: ModelCard) -> Path:
+    """Return the file of a head: the bundled one of a known task, or a path. Raises UsageError, ModelError."""
+    if task not in TASKS:
+        if Path(task).exists():
+            return Path(task)
+        if Path(task).suffix or "/" in task:
+            raise ModelError(f"{task}: no such head", hint="Check the path; `--task list` names the tasks.")
+        find_task(task)
+    path = bundled_head(task, model.name)
+    if not path.is_file():
+        raise ModelError(
+            f"no head for {task} is bundled with the model {model.name}",
+            hint="Train one with `protembed train`, and use it by --task path/to/head.safetensors.",
+        )
+    return path
 
 
 def pull_model(name: str) -> list[str]:

@@ -64,6 +64,7 @@ class TorchBackend:
 
     def __init__(self, model: ProteinModel) -> None:
         self.card = model.card
+        self.included: Mapping[str, HeadCard] = {}
         self._model = model
         weights = model.encoder.embedding.weight
         self._device, self._dtype = weights.device, weights.dtype

@@ -207,7 +207,7 @@ def test_the_cache_goes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_only_torch_computes(
     model: ProteinModel, model_file: Path, onnx_file: Path, tmp_path: Path, cache: Path
 ) -> None:
-    with pytest.raises(ModelError, match="computes no contacts, attention maps or tasks"):
+    with pytest.raises(ModelError, match="computes no contacts or attention maps"):
         protembed.load(onnx_file).attentions(["MKTAYIAKQR"])
     with pytest.raises(ModelError, match="no contact regression"):
         protembed.load(onnx_file).contacts(["MKTAYIAKQR"])

@@ -20,10 +20,11 @@ from protembed.heads.file import save_head
 from protembed.heads.model import design_head
 from protembed.heads.modules import make_head
 from protembed.model import ProteinModel
+from protembed.names import find_head, heads_folder
 from protembed.pieces import Failure
 from protembed.plots import Track, draw_tracks
 from protembed.predictions.job import PredictionOutput, PredictJob
-from protembed.predictions.predict import Predicted, PredictOptions, attach_heads, find_head, heads_folder, predict
+from protembed.predictions.predict import Predicted, PredictOptions, attach_heads, predict
 from protembed.records import Record
 from protembed.torch_backend import TorchBackend
 from protembed.train.config import ModelSection, make_card
@@ -233,7 +234,7 @@ def test_heads_that_cannot_be_used(model_file: Path, limited: Path, head: MakeHe
 def test_bundled_heads_are_found_by_model_and_task(
     model_file: Path, head: MakeHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("protembed.predictions.predict.weights_folder", lambda: tmp_path)
+    monkeypatch.setattr("protembed.names.weights_folder", lambda: tmp_path)
     heads_folder().mkdir()
     Path(head(model_file, "ss3")).rename(tmp_path / "heads" / "tiny-ss3.safetensors")
     assert find_head("ss3", checkpoint.read_card(model_file)).name == "tiny-ss3.safetensors"

@@ -15,7 +15,8 @@ from protembed.alphabet import STANDARD_RESIDUES
 from protembed.backend import Output, Outputs
 from protembed.batching import TokenBatch
 from protembed.errors import InputError, OutputError, ProtembedError, UsageError
-from protembed.heads.file import load_head, read_head_card
+from protembed.heads.arrays import read_head_card
+from protembed.heads.file import load_head
 from protembed.predictions.predict import attach_heads, predict
 from protembed.records import Record
 from protembed.tasks.task import own_task

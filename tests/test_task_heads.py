@@ -12,8 +12,9 @@ from torch import Tensor
 
 from protembed.card import ModelCard
 from protembed.errors import ModelError
+from protembed.heads.arrays import read_head_card
 from protembed.heads.card import Design, HeadCard, HeadConfig, Kind, Reads
-from protembed.heads.file import is_head, load_head, read_head_card, save_head
+from protembed.heads.file import load_head, save_head
 from protembed.heads.model import attention_inputs, design_head, lay_out, read_inputs, run_heads
 from protembed.heads.modules import AttentionContactHead, TaskHead, along_chain, make_head
 from protembed.layout import Packed
@@ -223,7 +224,6 @@ def head_path(model: ProteinModel, tmp_path: Path) -> Path:
 
 
 def test_file_round_trip(model: ProteinModel, head_path: Path) -> None:
-    assert is_head(head_path)
     head, card = load_head(head_path, device=CPU)
     expected = head_of(model.card, "residue_classes")
     assert card == replace(card_for(model.card, expected.config), sha256=card.sha256)
@@ -246,7 +246,6 @@ def test_another_encoder_is_refused(model: ProteinModel, head_path: Path) -> Non
 def test_damaged_files(head_path: Path, model_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a task head"):
         load_head(model_file, device=CPU)
-    assert not is_head(model_file)
     content = bytearray(head_path.read_bytes())
     content[-1] ^= 1
     (tmp_path / "bent.safetensors").write_bytes(content)

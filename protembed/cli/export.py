@@ -22,6 +22,7 @@ def export(
         Literal["fused", "plain", "packed"],
         typer.Option(help="onnxruntime's operators, those of every runtime, or those of onnxruntime on CUDA."),
     ] = "fused",
+    task: Annotated[str, typer.Option(help="Heads that become outputs, by commas: names, paths, or all.")] = "",
     offline: Offline = False,
     variant: Variant = None,
     checkpoint_version: CheckpointVersion = None,
@@ -34,6 +35,7 @@ def export(
 
     words = told(variant, checkpoint_version, n_heads)
     source = ModelOptions(model=model, device="cpu", dtype="float32", offline=offline, **words)
-    options = ExportOptions(out=out, attention=attention, weights=quantize or dtype, overwrite=overwrite)
+    tasks = tuple(name for name in task.split(",") if name)
+    options = ExportOptions(out=out, attention=attention, weights=quantize or dtype, tasks=tasks, overwrite=overwrite)
     for line in export_model(source, options).describe():
         Console().say(line)

@@ -15,6 +15,9 @@ AttentionKind = Literal["fused", "plain", "packed"]
 FREQUENCIES = "rotary.frequencies"
 """The weight that holds the rotary angles of one position, (K / 2,); the model computes them, a graph stores them."""
 
+QUERIES, KEYS, MAPS = "queries", "keys", "maps"
+"""Values that a graph names layer by layer: turned queries and keys (N, L, D), or the maps (N, H, L, L) it makes."""
+
 _END = 2**31 - 1  # of a slice, however long what is sliced
 
 
@@ -50,8 +53,11 @@ class GraphLayout(ABC):
         """Return the first token of every protein; (T, D) -> (N, D)."""
 
     @abstractmethod
-    def attend(self, q: str, k: str, v: str) -> str:
-        """Turn q and k by their positions, and attend within every protein; all are (T, D)."""
+    def attend(self, q: str, k: str, v: str, layer: int) -> str:
+        """Turn q and k by their positions, and attend within every protein; all are (T, D).
+
+        What contact heads read of a layer (from 0) is named: see heads.py.
+        """
 
     def convolve(self, x: str, weight: str, width: int) -> str:
         """Convolve every column with its own of `weight` (width, D) within every protein; (T, D)."""
@@ -116,11 +122,13 @@ class Rows(GraphLayout):
         rows = self._drawing.add("Reshape", x, self._wide)  # (N, L, D)
         return self._drawing.add("Gather", rows, self._drawing.scalar(0, "int64"), axis=1)
 
-    def attend(self, q: str, k: str, v: str) -> str:
+    def attend(self, q: str, k: str, v: str, layer: int) -> str:
         add, config = self._drawing.add, self._config
         q, k, v = (add("Reshape", x, self._wide) for x in (q, k, v))  # (N, L, D)
         if config.position == "rotary":
             q, k = self._turn(q), self._turn(k)
+        self._drawing.named(f"{QUERIES}.{layer}", q)
+        self._drawing.named(f"{KEYS}.{layer}", k)
         mixed = add("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=config.n_heads)
         return add("Reshape", mixed, self._drawing.whole(-1, config.d_model))
 
@@ -128,7 +136,7 @@ class Rows(GraphLayout):
 class PlainRows(Rows):
     """The same with operators that every runtime has; it holds the maps of all heads, (N, H, L, L)."""
 
-    def attend(self, q: str, k: str, v: str) -> str:
+    def attend(self, q: str, k: str, v: str, layer: int) -> str:
         drawing, config = self._drawing, self._config
         add, head_dim = drawing.add, config.d_model // config.n_heads
         split = add("Concat", self._dimensions, drawing.whole(config.n_heads, head_dim), axis=0)  # [N, L, H, K]
@@ -138,7 +146,9 @@ class PlainRows(Rows):
             q, k = self._turn(q), self._turn(k)
         q = add("Mul", q, drawing.scalar(head_dim**-0.5, drawing.dtype))
         scores = add("MatMul", q, drawing.add("Transpose", k, perm=(0, 1, 3, 2)))  # (N, H, L, L)
-        mixed = add("MatMul", add("Softmax", scores, axis=-1), v)  # (N, H, L, K)
+        maps = add("Softmax", scores, axis=-1)
+        drawing.named(f"{MAPS}.{layer}", maps)
+        mixed = add("MatMul", maps, v)  # (N, H, L, K)
         return add("Reshape", self._transpose(mixed), drawing.whole(-1, config.d_model))
 
     def _transpose(self, x: str) -> str:
@@ -202,7 +212,7 @@ class PackedRow(GraphLayout):
     def first(self, x: str) -> str:
         return self._drawing.add("Gather", x, self._bounds(0, -1), axis=0)
 
-    def attend(self, q: str, k: str, v: str) -> str:
+    def attend(self, q: str, k: str, v: str, layer: int) -> str:
         add, n_heads = self._drawing.add, self._config.n_heads
         if self._config.position == "rotary":
             q, k = self._turn(q), self._turn(k)

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from protembed.backend import Output, Outputs, Predictor
 from protembed.batching import TokenBatch
-from protembed.errors import ModelError
+from protembed.errors import ModelError, UsageError
+from protembed.heads.arrays import read_head
 from protembed.heads.card import HeadCard
 from protembed.onnx.file import OnnxFile
+from protembed.onnx.heads import can_draw, draw_head, output_name
 from protembed.onnx.session import Session
 from protembed.plan import estimate
 
@@ -30,7 +32,8 @@ CUDA_TOKENS = 65_536
 class OnnxBackend:
     """Runs an exported model; see backend.Backend.
 
-    `other` makes the backend that computes what no graph holds: contacts, attention maps, task heads.
+    `other` makes the backend that computes what no graph holds: ESM's contacts, attention maps, and the heads of TAPE's
+    and ProteinLM's files.
     Raises ModelError, UsageError for a device that is not there, DependencyError without onnxruntime.
     """
 
@@ -47,6 +50,9 @@ class OnnxBackend:
         self.card = self._file.header.card
         self._session = Session(self._file, device=device, threads=threads)
         self._make_other = other
+        self.included: Mapping[str, HeadCard] = {head.task: head for head in self._file.header.heads}
+        self._heads: dict[Path, HeadCard] = {}
+        self._elsewhere: set[str] = set()
 
     @property
     def arithmetic(self) -> str:
@@ -92,16 +98,47 @@ class OnnxBackend:
         return self._other.attentions(tokens)
 
     def attach(self, path: Path) -> HeadCard:
-        return self._other.attach(path)
+        if path not in self._heads:
+            self._heads[path] = card = self._attach(path)
+            if sum(card.task == head.task for head in (*self._heads.values(), *self.included.values())) > 1:
+                raise UsageError(f"{path}: there is another head for {card.task}", hint="One head a task in one run.")
+        return self._heads[path]
+
+    def _attach(self, path: Path) -> HeadCard:
+        """Draw a head behind the graph of the file; what has no ONNX form goes to the other backend."""
+        if path.suffix == ".safetensors":
+            card, arrays = read_head(path)
+            card.require_encoder(self.card)
+            if can_draw(card, self._file.header.attention):
+                graph = draw_head(self.card, card, arrays, self._file.header.attention)
+                if not self._file.lacks(graph):
+                    self._file.add(graph)
+                    return card
+        card = self._other.attach(path)
+        self._elsewhere.add(card.task)
+        return card
 
     def predict(self, batch: TokenBatch, tasks: Collection[str]) -> Mapping[str, list[npt.NDArray[np.float32]]]:
-        return self._other.predict(batch, tasks)
+        here = {task: output_name(task) for task in tasks if task not in self._elsewhere}
+        found = self._predict(batch, here) if here else {}
+        if there := [task for task in tasks if task in self._elsewhere]:
+            found |= self._other.predict(batch, there)
+        return found
+
+    def _predict(self, batch: TokenBatch, outputs: Mapping[str, str]) -> dict[str, list[npt.NDArray[np.float32]]]:
+        """Run the outputs of heads, by task, in one pass; an array a protein."""
+        found: dict[str, list[Any]] = {task: [None] * len(batch.lengths) for task in outputs}
+        for rows, computed in self._rows(batch, list(outputs.values())):
+            for proteins, values in zip(found.values(), computed, strict=True):
+                for row, value in zip(rows, values, strict=True):
+                    proteins[row] = value
+        return found
 
     @cached_property
     def _other(self) -> Predictor:
         if self._make_other is None:
             raise ModelError(
-                f"{self._file.path}: an ONNX file computes no contacts, attention maps or tasks",
+                f"{self._file.path}: an ONNX file computes no contacts or attention maps, and no head of this kind",
                 hint="--backend torch with the checkpoint that it was exported from.",
             )
         return self._make_other()
@@ -118,20 +155,28 @@ class OnnxBackend:
         return kind
 
     def _run_rows(self, batch: TokenBatch, names: Sequence[str]) -> list[Array]:
-        """Run proteins one by one, those of one length together: nothing is padded; (T, ...) or (N, ...)."""
+        """Put what was computed row by row end to end; (T, ...) or (N, ...)."""
         starts = _starts(batch.lengths)
         results: dict[str, Array] = {}
-        for rows in self._groups(batch.lengths):
-            length = batch.lengths[rows[0]]
-            tokens = np.stack([batch.tokens[starts[row] : starts[row] + length] for row in rows])  # (rows, L)
-            for name, values in zip(names, self._session.run(names, {"tokens": tokens}), strict=True):
+        for rows, computed in self._rows(batch, names):
+            for name, values in zip(names, computed, strict=True):
                 per_protein = name == "pooled"
                 if name not in results:
                     count = len(batch.lengths) if per_protein else len(batch.tokens)
                     results[name] = np.empty((count, values.shape[-1]), dtype=np.float32)
                 for row, value in zip(rows, values, strict=True):
-                    results[name][row if per_protein else slice(starts[row], starts[row] + length)] = value
+                    results[name][row if per_protein else slice(starts[row], starts[row + 1])] = value
         return [results[name] for name in names]
+
+    def _rows(self, batch: TokenBatch, names: Sequence[str]) -> Iterator[tuple[list[int], list[Array]]]:
+        """Run proteins one by one, those of one length together: nothing is padded.
+
+        Yields the numbers of some proteins, and outputs that have a row for each of them.
+        """
+        starts = _starts(batch.lengths)
+        for rows in self._groups(batch.lengths):
+            tokens = np.stack([batch.tokens[starts[row] : starts[row + 1]] for row in rows])  # (rows, L)
+            yield rows, self._session.run(names, {"tokens": tokens})
 
     def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Yield the rows of proteins of one length, as many as a call should take.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protembed.backend import Backend, Output
+from protembed.backend import Output, Predictor
 from protembed.batching import TokenBatch
 from protembed.card import ModelCard
 from protembed.errors import ModelError
@@ -41,10 +41,11 @@ class Agreement:
     cosine: float
 
 
-def compare(backend: Backend, reference: Backend) -> Agreement:
+def compare(backend: Predictor, reference: Predictor, tasks: Sequence[str] = ()) -> Agreement:
     """Run both on real proteins, single residues, unknown letters and mask tokens.
 
-    Layers 0, 1, the middle one and the last are compared, logits and pooled vectors where the model has them.
+    Layers 0, 1, the middle one and the last are compared, logits and pooled vectors where the model has them, and the
+    outputs of the heads that both have for some tasks.
     """
     card = backend.card
     real = [card.alphabet.encode(sequence[: card.max_residues]) for sequence in PROTEINS.values()]
@@ -55,6 +56,8 @@ def compare(backend: Backend, reference: Backend) -> Agreement:
     for batch in (TokenBatch.of(real), TokenBatch.of(_odd_proteins(card))):
         own, right = backend.run(batch, wanted), reference.run(batch, wanted)
         differences += [_difference(own[output], right[output]) for output in wanted]
+        heads = zip(*(one.predict(batch, tasks).items() for one in (backend, reference)), strict=True)
+        differences += [_difference(x, y) for (_, xs), (_, ys) in heads for x, y in zip(xs, ys, strict=True)]
     means = [one.run(TokenBatch.of(real), [("mean", last)])["mean", last] for one in (backend, reference)]
     return Agreement(difference=max(differences, key=_nan_first), cosine=smallest_cosine(*means))
 

@@ -14,9 +14,18 @@ from pathlib import Path
 import numpy as np
 
 from protembed.errors import ModelError
-from protembed.onnx.nodes import DTYPES
+from protembed.onnx.nodes import DTYPES, Graph
 from protembed.onnx.wire import Field, Message, read_fields
-from protembed.onnx.writer import FORMAT, KEY, Header, add_place, make_tensor
+from protembed.onnx.writer import (
+    FORMAT,
+    KEY,
+    Header,
+    add_place,
+    make_node,
+    make_tensor,
+    make_value,
+    make_whole_tensor,
+)
 
 INLINE = 4096
 """Tensors up to so many bytes are copied into a cut graph, larger ones stay where they are."""
@@ -59,6 +68,7 @@ class OnnxFile:
         self._tensors: list[_Tensor] = []
         self._inputs: dict[str, memoryview] = {}
         self._outputs: dict[str, memoryview] = {}
+        self._added: dict[str, Message] = {}
         self._files = {path.name: self._map(path)}
         try:
             self.header = self._read()
@@ -81,8 +91,24 @@ class OnnxFile:
 
     @property
     def outputs(self) -> list[str]:
-        """Names of the outputs of the graph: hidden.0, hidden.1, ..., logits and pooled where the model has them."""
+        """Names of the outputs of the graph: hidden.0, hidden.1, ..., and logits, pooled, task.* where they are."""
         return list(self._outputs)
+
+    def lacks(self, graph: Graph) -> set[str]:
+        """Return the values that a graph reads and that neither itself nor the file has."""
+        known = {*self._inputs, *graph.weights, ""}.union(*(node.outputs for node in self._nodes))
+        known.update(name for node in graph.nodes for name in node.outputs)
+        return {name for node in graph.nodes for name in node.inputs} - known
+
+    def add(self, graph: Graph) -> None:
+        """Put a graph behind that of the file, in memory: it reads values of the file's, and `lacks` nothing."""
+        for node in graph.nodes:
+            data = memoryview(b"".join(make_node(node).parts))
+            inputs, outputs = frozenset(node.inputs) - {""}, frozenset(node.outputs)
+            self._nodes.append(_Node(inputs=inputs, outputs=outputs, data=data))
+        self._added |= {name: make_whole_tensor(name, np.asarray(a, order="C")) for name, a in graph.weights.items()}
+        for name, value in graph.outputs.items():
+            self._outputs[name] = memoryview(b"".join(make_value(name, value).parts))
 
     def verify(self) -> None:
         """Raise ModelError unless the weights are those that the header speaks of."""
@@ -112,6 +138,9 @@ class OnnxFile:
         for tensor in self._tensors:
             if tensor.name in needed:
                 graph.add(5, self._refer(tensor, unsigned=unsigned))
+        for name, message in self._added.items():
+            if name in needed:
+                graph.add(5, message)
         for data in self._inputs.values():
             graph.add(11, data)
         for name in wanted:

@@ -40,7 +40,7 @@ class _Model:
         x = self._embed()
         self._output("hidden.0", x, config.d_model)
         for number in range(1, config.n_layers + 1):
-            x = self._block(x, f"encoder.blocks.{number - 1}")
+            x = self._block(x, number - 1)
             if number == config.n_layers and config.final_norm:
                 x = self._norm(x, "encoder.final_norm")
             self._output(f"hidden.{number}", x, config.d_model)
@@ -79,23 +79,23 @@ class _Model:
             x = drawing.add("Add", x, self._layout.convolve(x, "encoder.stem.weight", config.stem))
         return x
 
-    def _block(self, x: str, name: str) -> str:
-        add = self._drawing.add
+    def _block(self, x: str, layer: int) -> str:
+        add, name = self._drawing.add, f"encoder.blocks.{layer}"
         if self._config.norm_order == "post":
-            x = self._norm(add("Add", x, self._attention(x, f"{name}.attention")), f"{name}.attention_norm")
+            x = self._norm(add("Add", x, self._attention(x, layer)), f"{name}.attention_norm")
             wide = self._feed_forward(x, f"{name}.feed_forward")
             return self._norm(add("Add", x, wide), f"{name}.feed_forward_norm")
-        x = add("Add", x, self._attention(self._norm(x, f"{name}.attention_norm"), f"{name}.attention"))
+        x = add("Add", x, self._attention(self._norm(x, f"{name}.attention_norm"), layer))
         return add("Add", x, self._feed_forward(self._norm(x, f"{name}.feed_forward_norm"), f"{name}.feed_forward"))
 
-    def _attention(self, x: str, name: str) -> str:
+    def _attention(self, x: str, layer: int) -> str:
         """Project to queries, keys and values one by one, so that nothing has to be cut apart; (T, D)."""
-        width = self._config.d_model
+        width, name = self._config.d_model, f"encoder.blocks.{layer}.attention"
         thirds = [slice(start, start + width) for start in range(0, 3 * width, width)]
         q, k, v = (self._drawing.quantisable(x, f"{name}.qkv", rows) for rows in thirds)
         if self._config.qk_norm:
             q, k = self._norm(q, f"{name}.q_norm"), self._norm(k, f"{name}.k_norm")
-        return self._drawing.quantisable(self._layout.attend(q, k, v), f"{name}.out")
+        return self._drawing.quantisable(self._layout.attend(q, k, v, layer), f"{name}.out")
 
     def _feed_forward(self, x: str, name: str) -> str:
         drawing, width = self._drawing, self._config.d_ff

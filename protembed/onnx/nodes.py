@@ -52,23 +52,36 @@ class Graph:
     inputs: dict[str, Value] = field(default_factory=dict)
     outputs: dict[str, Value] = field(default_factory=dict)
 
+    def add(self, other: "Graph") -> None:
+        """Put another graph behind, which reads values of this one and has no input of its own."""
+        self.nodes.extend(other.nodes)
+        self.weights.update(other.weights)
+        self.outputs.update(other.outputs)
+
 
 class Drawing:
     """Adds nodes to a graph; what a method returns names the value that its last node writes.
 
     `tensors` are the model's weights by name, float32. Matrices are stored as `weights` says; everything is computed
-    in float32, or in float16 when `half` is set.
+    in float32, or in float16 when `half` is set. `prefix` tells its values and weights from those of other drawings.
     """
 
-    def __init__(self, tensors: Mapping[str, Array], *, weights: Weights, half: bool) -> None:
+    def __init__(self, tensors: Mapping[str, Array], *, weights: Weights, half: bool, prefix: str = "") -> None:
         self.graph = Graph()
         self.dtype = "float16" if half else "float32"
+        self._prefix = prefix
         self._tensors, self._weights = tensors, weights
         self._derived: dict[tuple[str, str], list[str]] = {}
 
     def add(self, operator: str, *inputs: str, domain: str = "", **attributes: Attribute) -> str:
         """Add an operator with one output."""
-        return self._append(operator, inputs, [f"{operator}.{len(self.graph.nodes)}"], domain, attributes)[0]
+        written = f"{self._prefix}{operator}.{len(self.graph.nodes)}"
+        return self._append(operator, inputs, [written], domain, attributes)[0]
+
+    def named(self, name: str, x: str) -> str:
+        """Give values a name that another graph can go by."""
+        self._append("Identity", (x,), [name], "", {})
+        return name
 
     def cast(self, x: str, dtype: str) -> str:
         """Convert values to a type."""
@@ -106,8 +119,8 @@ class Drawing:
             half = values.astype(np.float16)
         if self._weights != "float16" and not np.array_equal(half, values):
             return self._store(key, values)
-        self._store(key, half)
-        return key if self.dtype == "float16" else self._once("Cast", key, 1, to=DTYPES[self.dtype])[0]
+        stored = self._store(key, half)
+        return stored if self.dtype == "float16" else self._once("Cast", stored, 1, to=DTYPES[self.dtype])[0]
 
     def linear(self, x: str, name: str, rows: slice | None = None) -> str:
         """Multiply (T, in) with `name`.weight (out, in) or some of its rows, and add `name`.bias if there is one."""
@@ -146,11 +159,12 @@ class Drawing:
     def _once(self, operator: str, x: str, n_outputs: int, **attributes: int) -> list[str]:
         """Add an operator on a value, unless it is there already; return the names of its outputs."""
         if (operator, x) not in self._derived:
-            outputs = [f"{operator}.{len(self.graph.nodes)}.{number}" for number in range(n_outputs)]
+            outputs = [f"{self._prefix}{operator}.{len(self.graph.nodes)}.{number}" for number in range(n_outputs)]
             self._derived[operator, x] = self._append(operator, (x,), outputs, "", attributes)
         return self._derived[operator, x]
 
     def _store(self, key: str, values: Array) -> str:
+        key = self._prefix + key
         self.graph.weights.setdefault(key, values)
         return key
 

@@ -5,7 +5,7 @@ The numbers of the fields are those of onnx.proto, https://github.com/onnx/onnx/
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +14,7 @@ import numpy as np
 
 from protembed import __version__
 from protembed.card import ModelCard
+from protembed.heads.card import HeadCard
 from protembed.onnx.attention import AttentionKind
 from protembed.onnx.nodes import DTYPES, MICROSOFT, OPSET, Array, Attribute, Graph, Node, Value, Weights
 from protembed.onnx.wire import Message
@@ -32,36 +33,46 @@ _IR_VERSION = 9  # of the file format; the one that came with opset 20
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file says about itself; `digest` is the sha256 over the stored weights."""
+    """What a file says about itself; `digest` is the sha256 over the stored weights, `heads` are those in its graph."""
 
     attention: AttentionKind
     weights: Weights
     digest: str
     card: ModelCard
+    heads: tuple[HeadCard, ...] = ()
     format: int = FORMAT
     tool_version: str = __version__
 
     def to_json(self) -> str:
         """Return what `from_dict` reads, as JSON."""
-        return json.dumps({**asdict(self), "card": self.card.to_dict()})
+        heads = [head.to_dict() for head in self.heads]
+        return json.dumps({**asdict(self), "card": self.card.to_dict(), "heads": heads})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Header":
         """Read what `to_json` wrote. Raises ModelError for a card of another version."""
-        return cls(**{**values, "card": ModelCard.from_dict(values["card"])})
+        heads = tuple(HeadCard.from_dict(head) for head in values.get("heads", ()))
+        return cls(**{**values, "card": ModelCard.from_dict(values["card"]), "heads": heads})
 
 
 def write_onnx(
-    path: Path, graph: Graph, card: ModelCard, *, attention: AttentionKind, weights: Weights, largest: int = LARGEST
+    path: Path,
+    graph: Graph,
+    card: ModelCard,
+    *,
+    attention: AttentionKind,
+    weights: Weights,
+    heads: Sequence[HeadCard] = (),
+    largest: int = LARGEST,
 ) -> list[Path]:
     """Write a graph to `path`; return what was written: one file, two when it has more than `largest` bytes."""
     arrays = {name: np.asarray(values, order="C") for name, values in graph.weights.items()}
-    header = Header(attention=attention, weights=weights, digest=digest_of(arrays), card=card)
+    header = Header(attention=attention, weights=weights, digest=digest_of(arrays), card=card, heads=tuple(heads))
     data = path.with_name(f"{path.name}.data") if sum(a.nbytes for a in arrays.values()) > largest else None
     body = _graph(graph, card.name)
     if data is None:
         for name, array in arrays.items():
-            body.add(5, _tensor(name, array))
+            body.add(5, make_whole_tensor(name, array))
     else:
         with data.open("wb") as file:
             for name, array in arrays.items():
@@ -75,7 +86,7 @@ def serialise(graph: Graph) -> bytes:
     """Return a graph as an ONNX model without a header, for a runtime to read from memory."""
     body = _graph(graph, "graph")
     for name, array in graph.weights.items():
-        body.add(5, _tensor(name, array))
+        body.add(5, make_whole_tensor(name, array))
     return b"".join(_model(graph, body).parts)
 
 
@@ -117,14 +128,15 @@ def _model(graph: Graph, body: Message, *header: tuple[int, Message]) -> Message
 
 def _graph(graph: Graph, name: str) -> Message:
     """Write a graph without its weights."""
-    body = Message(*((1, _node(node)) for node in graph.nodes), (2, name))
+    body = Message(*((1, make_node(node)) for node in graph.nodes), (2, name))
     for number, values in ((11, graph.inputs), (12, graph.outputs)):
         for title, value in values.items():
-            body.add(number, _value(title, value))
+            body.add(number, make_value(title, value))
     return body
 
 
-def _tensor(name: str, array: Array) -> Message:
+def make_whole_tensor(name: str, array: Array) -> Message:
+    """Return a tensor with its values, which are not copied."""
     tensor = make_tensor(name, DTYPES[array.dtype.name], array.shape)
     tensor.add(9, raw(array))
     return tensor
@@ -138,7 +150,8 @@ def _distant(name: str, array: Array, file: BinaryIO, title: str) -> Message:
     return add_place(make_tensor(name, DTYPES[array.dtype.name], array.shape), title, offset, array.nbytes)
 
 
-def _node(node: Node) -> Message:
+def make_node(node: Node) -> Message:
+    """Return an operator."""
     names = [(1, name) for name in node.inputs] + [(2, name) for name in node.outputs]
     attributes = [(5, _attribute(name, value)) for name, value in node.attributes.items()]
     domain = [(7, node.domain)] if node.domain else []
@@ -164,7 +177,7 @@ def _attribute(name: str, value: Attribute) -> Message:
     return message
 
 
-def _value(name: str, value: Value) -> Message:
+def make_value(name: str, value: Value) -> Message:
     """Describe an input or output; field 2 of a dimension is a name, field 1 a size."""
     dimensions = (Message((2 if isinstance(size, str) else 1, size)) for size in value.shape)
     shape = Message(*((1, dimension) for dimension in dimensions))

@@ -3,20 +3,18 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from protembed.backend import Backend, Predictor
 from protembed.batching import TokenBatch, pack
-from protembed.card import ModelCard
-from protembed.errors import ModelError, UsageError
+from protembed.errors import UsageError
 from protembed.heads.card import HeadCard
-from protembed.names import weights_folder
+from protembed.names import bundled_head, find_head
 from protembed.pieces import Array, Failure, Piece, average_windows, cut, run_pieces
 from protembed.records import Record
-from protembed.tasks import TASKS, find_task
+from protembed.tasks import TASKS
 
 Outputs: TypeAlias = Mapping[str, Array]
 NO_FLAG = "-"
@@ -96,33 +94,6 @@ class Predicted:
         return {task: prediction.output for task, prediction in self.tasks.items()}
 
 
-def heads_folder() -> Path:
-    """Return the folder of the bundled heads."""
-    return weights_folder() / "heads"
-
-
-def _bundled_head(task: str, model: str) -> Path:
-    """Return where the head of a task for a model is, if it is bundled."""
-    return heads_folder() / f"{model}-{task}.safetensors"
-
-
-def find_head(task: str, model: ModelCard) -> Path:
-    """Return the file of a head: the bundled one of a known task, or a path. Raises UsageError, ModelError."""
-    if task not in TASKS:
-        if Path(task).exists():
-            return Path(task)
-        if Path(task).suffix or "/" in task:
-            raise ModelError(f"{task}: no such head", hint="Check the path; `--task list` names the tasks.")
-        find_task(task)
-    path = _bundled_head(task, model.name)
-    if not path.is_file():
-        raise ModelError(
-            f"no head for {task} is bundled with the model {model.name}",
-            hint="Train one with `protembed train`, and use it by --task path/to/head.safetensors.",
-        )
-    return path
-
-
 def list_tasks(model: str) -> tuple[list[str], list[list[str]]]:
     """Return the columns and rows of a table of all tasks, with whether a head for the model is bundled."""
     columns = ["task", "predicts", "labels", "metric", "head"]
@@ -130,7 +101,7 @@ def list_tasks(model: str) -> tuple[list[str], list[list[str]]]:
     for task in TASKS.values():
         labels = task.coding.labels
         letters = " ".join(labels) if max(map(len, labels), default=0) == 1 else f"{len(labels)} classes"
-        bundled = _bundled_head(task.name, model).is_file()
+        bundled = bundled_head(task.name, model).is_file()
         rows.append([task.name, task.summary, letters if labels else "", task.metric, "bundled" if bundled else "-"])
     return columns, rows
 
@@ -143,8 +114,8 @@ def attach_heads(backend: Backend, tasks: Sequence[str]) -> tuple[Predictor, lis
         raise UsageError("no task is named", hint="--task ss3, or several: --task ss3,disorder; --task list")
     if repeated := next((task for task in tasks if tasks.count(task) > 1), None):
         raise UsageError(f"the task {repeated} is named twice")
-    paths = [find_head(task, backend.card) for task in tasks]
-    return backend, [backend.attach(path) for path in paths]
+    heads = [backend.included.get(task) or backend.attach(find_head(task, backend.card)) for task in tasks]
+    return backend, heads
 
 
 def predict(
