@@ -427,8 +427,32 @@ def test_weights_to_start_from(config_file: Path, tmp_path: Path) -> None:
     for name, tensor in again.module.model.state_dict().items():
         assert torch.equal(tensor, first.state_dict()[name])
     assert again.progress.step == 0
-    with pytest.raises(TrainingError, match="another shape"):
-        trainer_of(load_config(config_file, [*words, f"train.out={tmp_path}/third", "model.d_ff=128"]))
+    for other in ("model.d_ff=48", "model.n_layers=1", "model.d_model=64"):
+        with pytest.raises(TrainingError, match="another shape"):
+            trainer_of(load_config(config_file, [*words, f"train.out={tmp_path}/third", other]))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_a_smaller_model_to_start_from_grows(config_file: Path, tmp_path: Path, activation: str) -> None:
+    words = [f"model.activation={activation}", "train.steps=2"]
+    list(trainer_of(load_config(config_file, words)).run())
+    larger = ["model.d_ff=96", "model.n_layers=3", "model.stem=5", f"train.start_from={tmp_path}/run/model.safetensors"]
+    trainer = trainer_of(load_config(config_file, [*words, *larger, f"train.out={tmp_path}/second"]))
+    small = checkpoint.load(tmp_path / "run" / "model.safetensors", device=torch.device("cpu"))
+    large = trainer.module.model
+    assert len(large.encoder.blocks) == 3
+    encoded = [torch.from_numpy(PROTEMBED.encode(sequence)) for sequence in SEQUENCES.values()]
+    tokens, layout = torch.cat(encoded), Packed([len(x) for x in encoded])
+    with torch.no_grad():
+        torch.testing.assert_close(large.logits(large(tokens, layout)), small.logits(small(tokens, layout)))
+    before = {name: tensor.clone() for name, tensor in large.state_dict().items()}
+    list(trainer.run())
+    after = large.state_dict()
+    for name in ("blocks.0.feed_forward.down.weight", "blocks.2.attention.out.weight", "stem.weight"):
+        assert not torch.equal(before[f"encoder.{name}"], after[f"encoder.{name}"]), f"{name} learns"
+    smaller = [*words, *larger, "model.n_layers=2", f"train.out={tmp_path}/second"]
+    with pytest.raises(TrainingError, match=r"another \[model\]"):
+        trainer_of(load_config(config_file, smaller))
 
 
 def test_metrics_of_steps_that_are_done_again_are_dropped(config_file: Path, tmp_path: Path) -> None:

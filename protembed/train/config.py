@@ -73,7 +73,8 @@ class MaskSection:
 class TrainSection:
     """The optimisation. `batch_tokens` go through the model at once, `accumulate` of them on every process make a step.
 
-    `start_from` names a native checkpoint whose weights a new run begins with. The learning rate warms up, stays, and
+    `start_from` names a native checkpoint whose weights a new run begins with; one with fewer layers or a narrower
+    feed-forward than [model] is grown first, and computes the same (growth.py). The learning rate warms up, stays, and
     decays over the last `decay_share` of the steps behind the warm-up. `peak_tflops` is what the device can do at most,
     for the MFU; 0 looks it up by the device's name. `device` and `threads` are of one process.
     """
