@@ -14,9 +14,9 @@ from protembed.card import ModelCard
 from protembed.errors import ModelError
 from protembed.heads.arrays import read_head_card
 from protembed.heads.card import Design, HeadCard, HeadConfig, Kind, Reads
-from protembed.heads.file import load_head, save_head
+from protembed.heads.file import load_head, round_weights, save_head
 from protembed.heads.model import attention_inputs, design_head, lay_out, read_inputs, run_heads
-from protembed.heads.modules import AttentionContactHead, TaskHead, along_chain, make_head
+from protembed.heads.modules import AttentionContactHead, RunningScale, TaskHead, along_chain, make_head
 from protembed.layout import Packed
 from protembed.model import ProteinModel
 from protembed.pretrained_heads import ContactHead
@@ -97,6 +97,29 @@ def test_convolution_sees_zeros_beyond_both_ends() -> None:
     found = along_chain(convolution, torch.cat(proteins), Packed([len(x) for x in proteins]))
     expected = torch.cat([convolution(x.T[None])[0].T for x in proteins])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_running_scale_follows_its_input() -> None:
+    scale, generator = RunningScale(3), torch.Generator().manual_seed(0)
+    spread, centre = torch.tensor([1e-3, 1.0, 30]), torch.tensor([0.5, -2, 0])
+    for size in (1, 2, 7) * 100:
+        scale(centre + spread * torch.randn(size, 3, generator=generator))
+    found = scale.eval()(centre + spread * torch.randn(5000, 3, generator=generator))
+    torch.testing.assert_close(found.mean(dim=0), torch.zeros(3), atol=0.2, rtol=0)
+    torch.testing.assert_close(found.std(dim=0), torch.ones(3), atol=0.25, rtol=0)
+    before = scale.running_mean.clone()
+    scale(torch.ones(1, 3))
+    assert torch.equal(scale.running_mean, before), "statistics stand still after training"
+
+
+def test_weights_are_rounded_and_statistics_are_not(model: ProteinModel, tmp_path: Path) -> None:
+    head = head_of(model.card, "sequence_class")
+    head.pooled_scale.running_var.fill_(1e-7)  # type: ignore[union-attr, operator]
+    round_weights(head, torch.float16)
+    save_head(head, card_for(model.card, head.config), tmp_path / "x.safetensors", dtype=torch.float16)
+    loaded, _ = load_head(tmp_path / "x.safetensors", device=CPU)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, head.state_dict()[name]), name
 
 
 def test_attention_head_is_the_contact_regression(model: ProteinModel) -> None:

@@ -14,9 +14,20 @@ from protembed.heads.card import HeadCard
 from protembed.heads.modules import TaskHead, make_head
 
 
-def save_head(head: TaskHead, card: HeadCard, path: Path) -> HeadCard:
-    """Write the head to `path` (replaced as a whole, never left half-written) and return its card with the digest."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+def round_weights(head: TaskHead, dtype: torch.dtype) -> None:
+    """Round the weights of a head, in place, to what a file of that type holds; statistics stay as they are."""
+    for parameter in head.parameters():
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+
+
+def save_head(head: TaskHead, card: HeadCard, path: Path, *, dtype: torch.dtype = torch.float32) -> HeadCard:
+    """Write the head to `path` (replaced as a whole, never left half-written) and return its card with the digest.
+
+    Weights are written as `dtype`, running statistics as they are: a variance may be smaller than float16 holds.
+    """
+    weights = {name for name, _ in head.named_parameters()}
+    stored = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
+    tensors = {name: tensor.to(dtype) if name in weights else tensor for name, tensor in stored.items()}
     card = replace(card, config=head.config, sha256=digest(tensors))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

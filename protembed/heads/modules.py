@@ -69,6 +69,41 @@ class TaskHead(nn.Module):
                 return functional.mse_loss(outputs.squeeze(-1).float(), targets.float())
 
 
+class RunningScale(nn.Module):
+    """Standardise columns by a running mean and variance, in training, too; (N, E) -> (N, E).
+
+    Unlike BatchNorm it takes batches of one protein. Variants of one protein differ by thousandths of a pooled column:
+    what is small is made as large as what is not.
+    """
+
+    MEMORY = 100  # batches that the statistics go back
+    EPS = 1e-8
+
+    running_mean: Tensor
+    running_var: Tensor
+    batches: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("batches", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self._follow(x.detach().float())
+        return (x - self.running_mean) * (self.running_var + self.EPS).rsqrt()
+
+    def _follow(self, x: Tensor) -> None:
+        self.batches += 1
+        share = 1 / min(int(self.batches), self.MEMORY)
+        apart = x - self.running_mean
+        self.running_mean += share * apart.mean(dim=0)
+        # From the old mean and the new one: right for a batch of one, too.
+        spread = (apart * (x - self.running_mean)).mean(dim=0)
+        self.running_var.copy_(spread if self.batches == 1 else self.running_var + share * (spread - self.running_var))
+
+
 class CompactResidueHead(TaskHead):
     """Standardised columns, a linear layer, a convolution along the chain with a residual; (T, D) -> (T, C)."""
 
@@ -112,6 +147,7 @@ class CompactSequenceHead(TaskHead):
         self.scale = nn.BatchNorm1d(config.d_input, affine=False, momentum=None)
         self.inward = nn.Linear(config.d_input, config.hidden)
         self.attention = nn.Linear(config.hidden, 1)
+        self.pooled_scale = RunningScale(2 * config.hidden)
         self.middle = nn.Linear(2 * config.hidden, config.hidden)
         self.outward = nn.Linear(config.hidden, config.outputs)
 
@@ -122,7 +158,8 @@ class CompactSequenceHead(TaskHead):
         weight = (scores - highest.repeat_interleave(layout.lengths).unsqueeze(1)).exp()
         attended = total(weight * x, layout) / total(weight, layout)  # (N, E)
         mean = total(x, layout) / layout.lengths.unsqueeze(1)
-        pooled = functional.gelu(self.middle(torch.cat((attended, mean), dim=1)))  # (N, E)
+        pooled = self.pooled_scale(torch.cat((attended, mean), dim=1))  # (N, 2E)
+        pooled = functional.gelu(self.middle(pooled))  # (N, E)
         outputs: Tensor = self.outward(self.dropout(pooled))
         return outputs
 

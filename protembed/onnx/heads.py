@@ -21,6 +21,7 @@ from protembed.onnx.nodes import Drawing, Graph, Value
 Array = npt.NDArray[Any]
 _END = 2**31 - 1  # of a slice, however long what is sliced
 _EPS = 1e-5  # of BatchNorm1d
+_RUNNING_EPS = 1e-8  # of RunningScale
 
 
 def output_name(task: str) -> str:
@@ -101,11 +102,16 @@ class _Pen:
 
     def standardised(self, x: str, norm: str, layer: str) -> str:
         """Multiply with a linear layer, the standardisation of its inputs (BatchNorm) in its weights; (T, E)."""
-        scale = (self.tensors[f"{norm}.running_var"] + _EPS) ** -0.5
-        weight = self.tensors[f"{layer}.weight"] * scale
+        weight = self.tensors[f"{layer}.weight"] * (self.tensors[f"{norm}.running_var"] + _EPS) ** -0.5
         bias = self.tensors[f"{layer}.bias"] - weight @ self.tensors[f"{norm}.running_mean"]
-        self.tensors["first.folded.weight"], self.tensors["first.folded.bias"] = weight, bias
-        return self.drawing.linear(x, "first.folded")
+        self.tensors[f"{layer}.scaled.weight"], self.tensors[f"{layer}.scaled.bias"] = weight, bias
+        return self.drawing.linear(x, f"{layer}.scaled")
+
+    def scaled(self, x: str, name: str) -> str:
+        """Do what RunningScale does; in weights the difference of two large numbers would lose its digits; (N, E)."""
+        self.tensors[f"{name}.factor"] = (self.tensors[f"{name}.running_var"] + _RUNNING_EPS) ** -0.5
+        apart = self.drawing.add("Sub", x, self.drawing.vector(f"{name}.running_mean"))
+        return self.drawing.add("Mul", apart, self.drawing.vector(f"{name}.factor"))
 
     def gelu(self, x: str) -> str:
         return self.drawing.add("Gelu", x, approximate="none")
@@ -155,7 +161,8 @@ def _sequence_compact(pen: _Pen) -> str:
     rows, chain = pen.rows(x), drawing.whole(1)
     attended = add("ReduceSum", add("Mul", rows, weight), chain, keepdims=0)  # (N, E)
     mean = add("ReduceMean", rows, chain, keepdims=0)
-    pooled = pen.gelu(drawing.linear(add("Concat", attended, mean, axis=1), "middle"))
+    pooled = add("Concat", attended, mean, axis=1)  # (N, 2E)
+    pooled = pen.gelu(drawing.linear(pen.scaled(pooled, "pooled_scale"), "middle"))
     return drawing.linear(pooled, "outward")
 
 

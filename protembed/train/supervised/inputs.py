@@ -56,8 +56,8 @@ def cached(backend: Backend, config: HeadConfig, examples: Examples, folder: Pat
 
     def read(batch: Batch) -> Tensor:
         rows = batch.indices if config.reads == "pooled" else batch.rows
-        parts = [torch.from_numpy(np.take(states[name], rows, axis=0)) for name in wanted]
-        return torch.cat(parts, dim=1).to(device).float()
+        parts = [torch.from_numpy(np.take(states[name], rows, axis=0)).float() for name in wanted]
+        return torch.cat(parts, dim=1).to(device)
 
     return read
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from protembed.card import DEFAULT_MODEL
 from protembed.errors import OutputError
 from protembed.heads.card import HeadCard
-from protembed.heads.file import save_head
+from protembed.heads.file import round_weights, save_head
 from protembed.heads.modules import make_head
 from protembed.labels.coding import Labelled
 from protembed.loading import ModelOptions, open_model
@@ -162,7 +162,8 @@ class HeadTrainer:
     def _answers(self, examples: Examples, inputs: Inputs) -> Answers:
         self.head.eval()
         batches = examples.batches(self.config.train.batch_tokens, self.device)
-        with self._arithmetic():
+        # A head alone is measured in what it will be used in.
+        with nullcontext() if self.config.frozen else self._arithmetic():
             return collect(self.task.kind, ((batch, self._outputs(batch, inputs)) for batch in batches))
 
     def _measure(self, answers: Answers) -> dict[str, float]:
@@ -172,7 +173,7 @@ class HeadTrainer:
         """Go back to the best weights, calibrate, measure the test splits (unless hurried), and write it all."""
         self.trained.go_back()
         stored = getattr(torch, self.config.head.store_dtype)
-        self.head.to(stored).float()  # what is measured is what is written
+        round_weights(self.head, stored)  # what is measured is what is written
         answers = self._answered if hurried and self._answered else self._answers(self.valid, valid)
         results: dict[str, float | int] = {"epoch": self._best_epoch}
         results |= {f"valid_{name}": value for name, value in self._measure(answers).items()}
@@ -201,7 +202,7 @@ class HeadTrainer:
             training=describe(self.config, self.splits.train, self.results),
             license=self.config.head.license,
         )
-        save_head(self.head.to(stored), card, self.result)
+        save_head(self.head, card, self.result, dtype=stored)
 
     def _inputs(self, examples: Examples) -> Inputs:
         shape = self.head.config
@@ -221,7 +222,7 @@ class HeadTrainer:
         return lay_out(proteins, self.task.kind, self.model.card.alphabet, longest=longest, cut=data.long == "cut")
 
     def _arithmetic(self) -> AbstractContextManager[object]:
-        if self.config.frozen or self.config.train.precision == "float32":
+        if self.config.train.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
