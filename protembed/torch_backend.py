@@ -15,10 +15,10 @@ from protembed.backend import Output, Outputs
 from protembed.batching import TokenBatch
 from protembed.convert.tape_heads import load_tape_head
 from protembed.errors import OutOfMemoryError, UsageError
+from protembed.heads.base import TaskHead
 from protembed.heads.card import HeadCard
 from protembed.heads.file import load_head
 from protembed.heads.model import run_heads
-from protembed.heads.modules import TaskHead
 from protembed.layout import Packed
 from protembed.model import ProteinModel
 

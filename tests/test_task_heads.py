@@ -13,10 +13,13 @@ from torch import Tensor
 from protembed.card import ModelCard
 from protembed.errors import ModelError
 from protembed.heads.arrays import read_head_card
+from protembed.heads.base import TaskHead, along_chain
 from protembed.heads.card import Design, HeadCard, HeadConfig, Kind, Reads
+from protembed.heads.contacts import AttentionContactHead
 from protembed.heads.file import load_head, round_weights, save_head
 from protembed.heads.model import attention_inputs, design_head, lay_out, read_inputs, run_heads
-from protembed.heads.modules import AttentionContactHead, RunningScale, TaskHead, along_chain, make_head
+from protembed.heads.modules import make_head
+from protembed.heads.sequences import RunningScale
 from protembed.layout import Packed
 from protembed.model import ProteinModel
 from protembed.pretrained_heads import ContactHead
@@ -33,6 +36,8 @@ SHAPES: list[tuple[Kind, Design, Reads | None]] = [
     ("sequence_value", "compact", "residue"),
     ("sequence_class", "tape", None),
     ("contacts", "compact", None),
+    ("contacts", "pair", None),
+    ("contacts", "pair", "residue"),
     ("contacts", "tape", None),
     ("contacts", "tape", "residue"),
     ("contacts", "proteinlm", None),

@@ -12,8 +12,10 @@ from protembed.checkpoint import digest
 from protembed.convert.recipe import Combine, Rule, join
 from protembed.convert.source import open_source
 from protembed.errors import ModelError
+from protembed.heads.base import TaskHead
 from protembed.heads.card import Design, HeadCard, HeadConfig, Kind, Reads
-from protembed.heads.modules import ProteinLMContactHead, TaskHead, make_head
+from protembed.heads.contacts import ProteinLMContactHead
+from protembed.heads.modules import make_head
 
 STATES = {3: ("ss3", tuple("HEC")), 8: ("ss8", tuple("GHIBESTC"))}
 """TAPE's tasks of secondary structure by their number of classes, and its order of the labels."""

@@ -11,7 +11,7 @@ Kind = Literal["residue_classes", "residue_flags", "residue_values", "sequence_c
 """What is predicted: for every residue one class, several yes or no, or a number; for every protein a class or a
 number; for every two residues whether they touch."""
 
-Design = Literal["compact", "tape", "proteinlm"]
+Design = Literal["compact", "pair", "tape", "proteinlm"]
 Reads = Literal["hidden", "pooled", "residue", "attention"]
 
 

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from protembed.checkpoint import digest
 from protembed.errors import ModelError
 from protembed.heads.arrays import read_head, to_metadata
+from protembed.heads.base import TaskHead
 from protembed.heads.card import HeadCard
-from protembed.heads.modules import TaskHead, make_head
+from protembed.heads.modules import make_head
 
 
 def round_weights(head: TaskHead, dtype: torch.dtype) -> None:

@@ -9,8 +9,9 @@ from torch.nn import functional
 
 from protembed.alphabet import Alphabet
 from protembed.card import ModelCard
+from protembed.heads.base import TaskHead
 from protembed.heads.card import Design, HeadConfig, Kind, Reads
-from protembed.heads.modules import AttentionContactHead, TaskHead
+from protembed.heads.contacts import AttentionContactHead
 from protembed.layout import Packed
 from protembed.model import ProteinModel
 from protembed.pretrained_heads import ObservedBatch, symmetric_maps

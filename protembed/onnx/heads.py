@@ -126,6 +126,19 @@ class _Pen:
         mixed = drawing.add("Conv", *inputs, kernel_shape=(kernel,), pads=pads)
         return self.flat(drawing.add("Transpose", mixed, perm=(0, 2, 1)), width)
 
+    def separations(self) -> str:
+        """Look up what the separation of two residues says, as PairContactHead does; (1, 8, L, L)."""
+        drawing, add = self.drawing, self.drawing.add
+        table = self.tensors["separation.weight"]
+        length = add("Gather", add("Shape", "tokens"), drawing.scalar(1, "int64"))
+        place = add("Range", drawing.scalar(0, "int64"), length, drawing.scalar(1, "int64"))
+        place = drawing.cast(place, "float32")
+        apart = add("Abs", add("Sub", add("Unsqueeze", place, drawing.whole(1)), place))  # (L, L)
+        bins = add("Mul", add("Log", add("Add", apart, drawing.scalar(1.0))), drawing.scalar(5.0))
+        bins = add("Min", drawing.cast(bins, "int64"), drawing.scalar(len(table) - 1, "int64"))
+        rows = add("Gather", drawing.matrix("separation.weight"), bins)  # (L, L, 8)
+        return add("Unsqueeze", add("Transpose", rows, perm=(2, 0, 1)), drawing.whole(0))
+
     def maps(self, layer: int) -> str:
         """Return the attention maps of a layer between residues; (N, H, R, R)."""
         if self._attention == "plain":
@@ -193,6 +206,28 @@ def _contacts_compact(pen: _Pen) -> str:
     return add("Add", both, drawing.vector("regression.bias"))
 
 
+def _contacts_pair(pen: _Pen) -> str:
+    add, drawing, channels = pen.drawing.add, pen.drawing, len(pen.tensors["outward.weight"][0])
+    x = pen.gelu(pen.standardised(pen.read(), "scale", "inward"))  # (T, E)
+    x = add("Add", x, pen.gelu(pen.along_chain(x, "mix")))
+    width = pen.config.hidden
+    split = drawing.whole(0, 0, channels, width // channels)  # 0: as it is
+    sides = (add("Reshape", pen.rows(drawing.linear(x, name)), split) for name in ("left", "right"))  # (N, L, 8, R)
+    left, right = sides
+    left = add("Mul", add("Transpose", left, perm=(0, 2, 1, 3)), drawing.scalar((width // channels) ** -0.5))
+    products = add("MatMul", left, add("Transpose", right, perm=(0, 2, 3, 1)))  # (N, 8, L, L)
+    both = add("Add", products, add("Transpose", products, perm=(0, 1, 3, 2)))
+    pairs = add("Add", both, pen.separations())
+    for name in ("first", "second"):
+        mixed = add("Conv", pairs, drawing.matrix(f"{name}.weight"), drawing.vector(f"{name}.bias"), pads=(1, 1, 1, 1))
+        pairs = add("Add", pairs, pen.gelu(mixed))
+    pen.tensors["last.weight"] = pen.tensors["outward.weight"].reshape(1, channels, 1, 1)
+    logits = add("Conv", pairs, drawing.matrix("last.weight"), drawing.vector("outward.bias"))  # (N, 1, L, L)
+    logits = pen.residues(add("Squeeze", logits, drawing.whole(1)), 1, 2)
+    halves = add("Add", logits, add("Transpose", logits, perm=(0, 2, 1)))
+    return add("Mul", halves, drawing.scalar(0.5))
+
+
 def _contacts_tape(pen: _Pen) -> str:
     add, drawing = pen.drawing.add, pen.drawing
     x = pen.residues(pen.rows(pen.read()), 1)  # (N, R, D)
@@ -211,5 +246,6 @@ _DRAWERS: Mapping[tuple[str, str], Callable[[_Pen], str]] = {
     ("sequence", "compact"): _sequence_compact,
     ("sequence", "tape"): _sequence_tape,
     ("contacts", "compact"): _contacts_compact,
+    ("contacts", "pair"): _contacts_pair,
     ("contacts", "tape"): _contacts_tape,
 }

@@ -13,6 +13,7 @@ from protembed import __version__
 from protembed.card import ModelCard
 from protembed.errors import InputError, UsageError
 from protembed.heads.card import HeadConfig
+from protembed.heads.contacts import PairContactHead
 from protembed.heads.model import design_head
 from protembed.labels.coding import Labelled
 from protembed.tasks import Task
@@ -37,6 +38,8 @@ def design(config: TaskConfig, task: Task, card: ModelCard, n_labels: int) -> He
         kernel=section.kernel,
         dropout=section.dropout,
     )
+    if head.design == "pair" and head.hidden % PairContactHead.CHANNELS:
+        raise UsageError(f"[head] hidden is {head.hidden}: a pair head takes a multiple of {PairContactHead.CHANNELS}")
     whole = task.kind.partition("_")[0], head.design
     needed = {("contacts", "compact"): ("attention",), ("sequence", "tape"): ("pooled",)}
     if head.reads not in needed.get(whole, ("hidden", "residue")):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from protembed.errors import TrainingError
-from protembed.heads.modules import TaskHead
+from protembed.heads.base import TaskHead
 from protembed.model import ProteinModel
 from protembed.train.supervised.config import TrainSection
 
