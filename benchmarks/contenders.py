@@ -32,12 +32,16 @@ TORCH = ("float32", "bfloat16")
 ONNX = {"float32": [], "int8": ["--quantize", "int8"]}
 """Of protembed: arithmetic under torch; that of ONNX files, and how they are exported."""
 
+ESM_CPP = {"float32": ("8m", "35m"), "int8": ("150m", "650m")}
+"""Of esm-cpp: arithmetic, and the sizes its authors ship it for; elsewhere it runs when it is asked for."""
+
 NAMES = (
     *(f"protembed-onnx-{kind}" for kind in ONNX),
     *(f"protembed-torch-{dtype}" for dtype in TORCH),
     YARDSTICK,
     "transformers-sorted",
     "transformers-file-order",
+    *(f"esm-cpp-{kind}" for kind in ESM_CPP),
 )
 
 Array = npt.NDArray[np.floating[Any]]
@@ -74,8 +78,42 @@ def export_weights(folder: Path, runs: Path) -> None:
         subprocess.run([PROGRAM, "export", str(folder), "-o", str(runs / f"{kind}.onnx"), *options], check=True)
 
 
-def contenders(weights: Path, name: str, fasta: Path, runs: Path, threads: int) -> Iterator[Contender]:
-    """Yield every contender, in the order of their turns; ONNX files are looked for in `runs`."""
+def usual_peers(size: str) -> list[str]:
+    """Return who runs beside the yardstick at a size unless somebody else is asked for."""
+    unusual = {f"esm-cpp-{kind}" for kind, sizes in ESM_CPP.items() if size not in sizes}
+    return [name for name in NAMES if name != YARDSTICK and name not in unusual]
+
+
+def admit_esm_cpp(
+    python: str, folder: Path, runs: Path, kinds: Sequence[str], calibration: Path, threads: int
+) -> dict[str, str]:
+    """Write esm-cpp's files of a model; the first proteins of a FASTA file calibrate int8.
+
+    Return its version and its kernels, {"esm-cpp": "0.2.1 (amx)"}: it has kernels for AVX-512 and ARM, and scalar code
+    for everything else. Where the interpreter does not have it, say so on stderr and return nothing.
+    """
+    if not kinds:
+        return {}
+    question = "import esm_cpp; print(f'{esm_cpp.__version__} ({esm_cpp.current_isa()})')"
+    answer = subprocess.run([python, "-P", "-c", question], capture_output=True, text=True)
+    if answer.returncode:
+        reason = answer.stderr.strip().rpartition("\n")[2]
+        print(f"esm-cpp is left out: {python}: {reason} (see --esm-cpp-python)", file=sys.stderr)
+        return {}
+    for kind in kinds:
+        files = [str(folder / "model.safetensors"), str(runs / f"esm-cpp-{kind}.gguf"), "--threads", str(threads)]
+        options = {"float32": [], "int8": ["--calibration", str(calibration)]}[kind]
+        subprocess.run([python, "-P", str(PEERS / "esm_cpp.py"), "convert", *files, *options], check=True)
+    return {"esm-cpp": answer.stdout.strip()}
+
+
+def contenders(
+    weights: Path, name: str, fasta: Path, runs: Path, threads: int, esm_cpp_python: str
+) -> Iterator[Contender]:
+    """Yield every contender, in the order of their turns; ONNX files are looked for in `runs`.
+
+    esm-cpp takes part with the files that admit_esm_cpp left there.
+    """
     folder, file, common = str(weights / name), str(weights / f"{name}.pt"), ["--threads", str(threads)]
     models = {f"onnx-{kind}": ["-m", str(runs / f"{kind}.onnx"), "--backend", "onnx"] for kind in ONNX}
     models |= {f"torch-{dtype}": ["-m", folder, "--backend", "torch", "--dtype", dtype] for dtype in TORCH}
@@ -90,6 +128,11 @@ def contenders(weights: Path, name: str, fasta: Path, runs: Path, threads: int) 
         output = runs / f"{fasta.stem}-{order}.npz"
         command = [sys.executable, str(PEERS / "transformers_padded.py"), folder, str(fasta), str(output)]
         yield Contender(name=title, command=[*command, "--order", order, *common], output=output, read=read_npz)
+    for model in (runs / f"esm-cpp-{kind}.gguf" for kind in ESM_CPP):
+        output = runs / f"{fasta.stem}-{model.stem}.npz"
+        command = [esm_cpp_python, "-P", str(PEERS / "esm_cpp.py"), "embed", str(model), str(fasta), str(output)]
+        if model.exists():
+            yield Contender(name=model.stem, command=[*command, *common], output=output, read=read_npz)
 
 
 def read_store(path: Path, ids: Sequence[str]) -> Array:
@@ -107,7 +150,7 @@ def read_folder(path: Path, ids: Sequence[str]) -> Array:
 
 
 def read_npz(path: Path, ids: Sequence[str]) -> Array:
-    """Read what transformers_padded.py wrote."""
+    """Read what transformers_padded.py or esm_cpp.py wrote."""
     with np.load(path) as file:
         vectors = dict(zip(file["ids"].tolist(), file["embeddings"], strict=True))
     return np.stack([vectors[name] for name in ids])

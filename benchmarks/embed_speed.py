@@ -1,4 +1,4 @@
-"""Speed of the whole program, FASTA to embeddings on disk, beside fair-esm and transformers on a CPU.
+"""Speed of the whole program, FASTA to embeddings on disk, beside fair-esm, transformers and esm-cpp on a CPU.
 
 Every contender is a fresh process; they take turns (A B C D E, A B C D E, ...) on one FASTA with the same random ESM-2
 weights. What is measured is the process as the system accounts for it, start-up included: CPU-seconds (user and
@@ -7,6 +7,11 @@ Medians over the rounds; ratios are taken within a round. Needs `pip install pro
 machine:
 
     python benchmarks/embed_speed.py --fasta uniprot_sprot.fasta.gz --size 150m --json embed_speed.json
+
+esm-cpp asks for numpy below 2 and so lives in an environment of its own; without one it is left out:
+
+    python3 -m venv esm-cpp && esm-cpp/bin/pip install "esm-cpp>=0.2"
+    python benchmarks/embed_speed.py --fasta uniprot_sprot.fasta.gz --esm-cpp-python esm-cpp/bin/python
 """
 
 import argparse
@@ -29,15 +34,18 @@ from typing import Any
 
 import numpy as np
 from contenders import (
+    ESM_CPP,
     NAMES,
     SEED,
     SIZES,
     YARDSTICK,
     Array,
     Contender,
+    admit_esm_cpp,
     contenders,
     export_weights,
     make_weights,
+    usual_peers,
 )
 
 from protembed.records import Record, read_fasta
@@ -152,6 +160,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def write_fasta(path: Path, records: Sequence[Record]) -> Path:
+    """Write records in two lines each; return the path."""
+    path.write_text("".join(f">{record.id}\n{record.sequence}\n" for record in records))
+    return path
+
+
 def take_turns(everyone: Sequence[Contender], n_rounds: int, threads: int) -> dict[str, list[Usage]]:
     """Run every contender once a round; return what each took, round by round."""
     rounds: dict[str, list[Usage]] = {}
@@ -217,13 +231,19 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of every contender (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     others = [name for name in NAMES if name != YARDSTICK]
-    parser.add_argument("--peers", nargs="+", choices=others, default=others, help=f"beside {YARDSTICK} (all)")
+    peers = f"beside {YARDSTICK} (all; esm-cpp in the arithmetic that its authors ship for the size)"
+    parser.add_argument("--peers", nargs="+", choices=others, help=peers)
+    python = "interpreter of an environment with esm-cpp (this one)"
+    parser.add_argument("--esm-cpp-python", default=sys.executable, help=python)
     default = Path(tempfile.gettempdir(), "protembed-embed-speed")
     parser.add_argument("--work", type=Path, default=default, help="weights stay here for the next run (%(default)s)")
     parser.add_argument("--json", type=Path, help="write every number here, too")
     options = parser.parse_args()
     if min(options.threads, options.rounds, options.proteins - 1) < 1:
         parser.error("--threads and --rounds must be at least 1, --proteins at least 2")
+    if not shutil.which(options.esm_cpp_python):
+        parser.error(f"--esm-cpp-python: {options.esm_cpp_python} is no program")
+    options.peers = options.peers or usual_peers(options.size)
     return options
 
 
@@ -241,12 +261,14 @@ def main() -> None:
     with work as folder:
         runs, chosen = Path(folder), {YARDSTICK, *options.peers}
         export_weights(weights / name, runs)
-        fastas = {"sample": records, "one": [Record("one", max(records, key=_length).sequence[:COLD])]}
+        proteins = {"sample": records, "one": [Record("one", max(records, key=_length).sequence[:COLD])]}
+        fastas = {title: write_fasta(runs / f"{title}.fasta", drawn) for title, drawn in proteins.items()}
+        python, kinds = options.esm_cpp_python, [kind for kind in ESM_CPP if f"esm-cpp-{kind}" in chosen]
+        host["versions"] |= admit_esm_cpp(python, weights / name, runs, kinds, fastas["sample"], options.threads)
         usages, vectors = {}, {}
-        for title, proteins in fastas.items():
-            fasta = runs / f"{title}.fasta"
-            fasta.write_text("".join(f">{record.id}\n{record.sequence}\n" for record in proteins))
-            everyone = [one for one in contenders(weights, name, fasta, runs, options.threads) if one.name in chosen]
+        for title, fasta in fastas.items():
+            present = contenders(weights, name, fasta, runs, options.threads, python)
+            everyone = [one for one in present if one.name in chosen]
             usages[title] = take_turns(everyone, options.rounds, options.threads)
             if title == "sample":
                 vectors = {one.name: one.read(one.output, ids) for one in everyone}

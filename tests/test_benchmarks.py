@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.conftest import SEQUENCES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import attention_contacts
+import contenders
 import gpu_train
 import l1_regression
 import loss_curve
@@ -190,3 +192,66 @@ class TestTransport:
         assert loaded.card.encoder == model.card.encoder
         for name, tensor in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor.half())
+
+
+ESM_CPP = """
+from pathlib import Path
+import numpy as np
+__version__, current_isa = "9.9", lambda: "avx512"
+class Tokenizer:
+    def encode(self, text, truncate=True):
+        return [900, *map(ord, text[: 5 if truncate else None]), 900]
+class Model:
+    config = type("Config", (), {"hidden_size": 2})
+    load_from_safetensors = load_from_gguf = staticmethod(lambda path: Model())
+    apply_smoothquant = lambda self, statistics, alpha: setattr(self, "statistics", statistics)
+    quantize_weights = lambda self: None
+    save_to_gguf = lambda self, path: Path(path).write_text(str(getattr(self, "statistics", None)))
+    def forward_with_hidden_states(self, tokens):
+        last = np.stack([tokens, -tokens], axis=1).astype(np.float32)
+        return None, [np.zeros_like(last), last]
+"""
+"""An engine whose hidden states are its tokens, which are letters; special ones are far off."""
+
+
+class TestEmbedSpeed:
+    @pytest.fixture
+    def fasta(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        package = tmp_path / "site" / "esm_cpp"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(ESM_CPP)
+        (package / "quantize.py").write_text("def calibrate(model, tokenizer, sequences): return sequences")
+        monkeypatch.setenv("PYTHONPATH", str(package.parent))
+        (tmp_path / "x.fasta").write_text(">one\nAACC\n>two\nACDEFGHIKL\nMNPQ\n")
+        return tmp_path / "x.fasta"
+
+    def admit(self, fasta: Path, *kinds: str) -> tuple[dict[str, str], list[contenders.Contender]]:
+        folder = fasta.parent
+        release = contenders.admit_esm_cpp(sys.executable, folder, folder, kinds, fasta, 1)
+        everyone = contenders.contenders(folder, "esm2", fasta, folder, 1, sys.executable)
+        return release, [one for one in everyone if one.name.startswith("esm-cpp")]
+
+    def test_esm_cpp_leaves_special_tokens_out_and_truncates_nothing(self, fasta: Path) -> None:
+        release, (peer,) = self.admit(fasta, "float32")
+        assert release == {"esm-cpp": "9.9 (avx512)"}
+        subprocess.run(peer.command, check=True)
+        two, one = peer.read(peer.output, ["two", "one"])
+        assert one.tolist() == [66, -66]
+        mean = sum(map(ord, "ACDEFGHIKLMNPQ")) / 14
+        assert two.tolist() == pytest.approx([mean, -mean])
+
+    def test_int8_of_esm_cpp_is_calibrated(self, fasta: Path) -> None:
+        _, (peer,) = self.admit(fasta, "int8")
+        assert peer.name == "esm-cpp-int8"
+        assert (fasta.parent / "esm-cpp-int8.gguf").read_text() == "['AACC', 'ACDEFGHIKLMNPQ']"
+
+    def test_esm_cpp_is_left_out_where_it_is_missing(self, fasta: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (fasta.parent / "site" / "esm_cpp" / "__init__.py").write_text("raise ImportError('numpy is too new')")
+        assert self.admit(fasta, "float32") == ({}, [])
+        assert "esm-cpp is left out" in (words := capsys.readouterr().err)
+        assert "numpy is too new" in words
+
+    def test_esm_cpp_runs_in_the_arithmetic_that_its_authors_ship(self) -> None:
+        for size in contenders.SIZES:
+            kind = "float32" if size in ("8m", "35m") else "int8"
+            assert [name for name in contenders.usual_peers(size) if "esm-cpp" in name] == [f"esm-cpp-{kind}"]
