@@ -39,6 +39,7 @@ from protembed.train.supervised.config import TaskConfig, load_task_config
 Array = npt.NDArray[Any]
 CONFIGS = Path(__file__).parent.parent / "configs" / "tasks"
 DRAWS = 1000
+TWIN = "one-hot twin"
 
 METRICS = {
     "ss3": ("accuracy",),
@@ -99,9 +100,9 @@ def by_composition(task: Task, train: DataSet) -> Predictor:
     """Predict a protein by its composition and length: softmax regression, or least squares for values."""
     x, y = composition(train.proteins), np.array([protein.target for protein in train.proteins])
     if task.kind == "sequence_class":
-        found = fit(x, y)
+        fitted = fit(x, y)
         return lambda protein: np.array(
-            [(rotate(composition([protein]), found.mean, found.rotation) @ found.weights).argmax()]
+            [(rotate(composition([protein]), fitted.mean, fitted.rotation) @ fitted.weights).argmax()]
         )
     columns = np.hstack((x.astype(np.float64), np.ones((len(x), 1))))
     weights = np.linalg.lstsq(columns, y.astype(np.float64), rcond=None)[0]
@@ -123,8 +124,8 @@ def decide(task: Task, shares: Array) -> Array:
 
 def baselines(task: Task, config: TaskConfig, folder: Path) -> Iterator[tuple[str, Predictor]]:
     """Yield the baselines of a task by name."""
-    found = [task.read(folder, split=name, unnamed=name == "train") for name in config.data.train]
-    train = DataSet(proteins=[p for data in found for p in data.proteins], labels=found[0].labels, left_out={})
+    parts = [task.read(folder, split=name, unnamed=name == "train") for name in config.data.train]
+    train = DataSet(proteins=[p for data in parts for p in data.proteins], labels=parts[0].labels, left_out={})
     if task.kind in ("residue_classes", "sequence_class"):
         yield "majority class", by_majority(task, train)
     if task.kind.startswith("residue"):
@@ -178,10 +179,10 @@ def measure(task: Task, folder: Path, heads: Sequence[tuple[str, Path, ModelOpti
         labels = task.read(folder, split=config.data.train[0]).labels
     for split in config.data.test:
         proteins = task.read(folder, split=split, labels=labels).proteins
-        found = [(way, score(task, proteins, predictor)) for way, predictor in simple]
+        plain = [(way, score(task, proteins, predictor)) for way, predictor in simple]
         if task.kind == "contacts":
-            found = [("nearest in the chain", nearest_in_chain(proteins))]
-        for way, (counted, scores) in found:
+            plain = [("nearest in the chain", nearest_in_chain(proteins))]
+        for way, (counted, scores) in plain:
             yield Line(task=task.name, split=split, way=way, proteins=len(proteins), counted=counted, scores=scores)
         for way, path, options in heads:
             yield head_lines(task.name, split, way, folder, path, options)
@@ -194,37 +195,67 @@ def find_heads(
     encoder = find_model(options.model)
     own = encoder.with_name(f"{encoder.stem}-{task}.safetensors")
     places = [
-        ("one-hot twin", (twins or heads / "twins") / f"{encoder.stem}-{task}.safetensors", encoder),
+        (TWIN, (twins or heads / "twins") / f"{encoder.stem}-{task}.safetensors", encoder),
         (encoder.stem, heads / f"{encoder.stem}-{task}.safetensors", encoder),
         (own.stem, heads / f"{own.stem}-{task}.safetensors", own),
     ]
     for way, path, model in places:
         if path.is_file():
-            yield way, path, ModelOptions(model=str(model), device=options.device, backend="torch")
+            yield way, path, ModelOptions(model=str(model), device=options.device)
+
+
+def found(line: Line, name: str) -> Score:
+    """Return one metric of a line."""
+    return next(score for score in line.scores if score.name == name)
+
+
+def shown(score: Score) -> str:
+    """Write a figure with its interval."""
+    if np.isnan(score.value):
+        return "-"
+    return f"{score.value:.3f}" + ("" if np.isnan(score.low) else f" ({score.low:.3f} to {score.high:.3f})")
+
+
+def verdict(head: Score, twin: Score) -> str:
+    """Say whether a head is better than its twin by more than chance: their intervals are apart."""
+    if head.low > twin.high:
+        return "yes"
+    return "no, worse" if head.high < twin.low else "not by more than chance"
+
+
+def summary(lines: Sequence[Line], model: str) -> str:
+    """Return a table: a row for each test set, the first metric of the head beside the twin's and the baselines'."""
+    rows = [f"| task | test set | metric | {model} | its one-hot twin | baselines | better than its twin |"]
+    rows.append("|---|---|---|---:|---:|---|---|")
+    for place in dict.fromkeys((line.task, line.split) for line in lines):
+        name = METRICS[place[0]][0]
+        ways = {line.way: found(line, name) for line in lines if (line.task, line.split) == place}
+        head, twin = ways.pop(model, None), ways.pop(TWIN, None)
+        others = ", ".join(f"{way} {score.value:.3f}" for way, score in ways.items() if not np.isnan(score.value))
+        better = verdict(head, twin) if head and twin else "-"
+        cells = (*place, name, *(shown(score) if score else "-" for score in (head, twin)), others or "-", better)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def markdown(lines: Sequence[Line]) -> str:
     """Return a table: a row for each way to predict a split."""
-    rows = ["| task | test set | proteins | from | metric | value | 95 % |", "|---|---|---:|---|---|---:|---|"]
+    rows = ["| task | test set | proteins | from | metric | value (95 %) |", "|---|---|---:|---|---|---:|"]
     for line in lines:
         for name in METRICS[line.task]:
-            shown = next(item for item in line.scores if item.name == name)
-            value = "-" if np.isnan(shown.value) else f"{shown.value:.3f}"
-            interval = "" if np.isnan(shown.low) else f"{shown.low:.3f} to {shown.high:.3f}"
-            rows.append(
-                f"| {line.task} | {line.split} | {line.proteins:,} | {line.way} | {name} | {value} | {interval} |"
-            )
+            value = shown(found(line, name))
+            rows.append(f"| {line.task} | {line.split} | {line.proteins:,} | {line.way} | {name} | {value} |")
     return "\n".join(rows)
 
 
 def content(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Return everything, ready for JSON; what is not a number is null."""
-    found = [asdict(line) for line in lines]
-    for line in found:
+    rows = [asdict(line) for line in lines]
+    for line in rows:
         line["scores"] = [
             {key: None if value != value else value for key, value in item.items()} for item in line["scores"]
         ]
-    return found
+    return rows
 
 
 def main() -> None:
@@ -247,7 +278,7 @@ def main() -> None:
             console.say(f"{name}, {line.split}, {line.way}: {first.name} {first.value:.4f}")
             if options.json:
                 options.json.write_text(json.dumps(content(lines), indent=1))
-    print(markdown(lines))
+    print(f"{summary(lines, find_model(options.model).stem)}\n\n{markdown(lines)}")
 
 
 if __name__ == "__main__":

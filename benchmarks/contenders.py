@@ -28,21 +28,26 @@ SIZES = {
 """Name, layers and width of the published models."""
 
 YARDSTICK = "fair-esm"
-TORCH = ("float32", "bfloat16")
-ONNX = {"float32": [], "int8": ["--quantize", "int8"]}
-"""Of protembed: arithmetic under torch; that of ONNX files, and how they are exported."""
+TORCH = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16")}
+ONNX = {
+    "cpu": {"float32": [], "int8": ["--quantize", "int8"]},
+    "cuda": {"float16": ["--dtype", "float16", "--attention", "packed"]},
+}
+"""Of protembed, by device: arithmetic under torch; that of ONNX files, and how they are exported."""
 
 ESM_CPP = {"float32": ("8m", "35m"), "int8": ("150m", "650m")}
 """Of esm-cpp: arithmetic, and the sizes its authors ship it for; elsewhere it runs when it is asked for."""
 
-NAMES = (
-    *(f"protembed-onnx-{kind}" for kind in ONNX),
-    *(f"protembed-torch-{dtype}" for dtype in TORCH),
-    YARDSTICK,
-    "transformers-sorted",
-    "transformers-file-order",
-    *(f"esm-cpp-{kind}" for kind in ESM_CPP),
-)
+
+def names(device: str) -> list[str]:
+    """Return who can take part on a device, the yardstick, too."""
+    own = [f"protembed-onnx-{kind}" for kind in ONNX[device]] + [f"protembed-torch-{kind}" for kind in TORCH[device]]
+    return [*own, YARDSTICK, "transformers-sorted", "transformers-file-order", *_esm_cpp(device)]
+
+
+def _esm_cpp(device: str) -> list[str]:
+    return [f"esm-cpp-{kind}" for kind in ESM_CPP] if device == "cpu" else []
+
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -72,16 +77,16 @@ def make_weights(work: Path, size: str) -> Path:
     return folder
 
 
-def export_weights(folder: Path, runs: Path) -> None:
+def export_weights(folder: Path, runs: Path, device: str) -> None:
     """Write the ONNX files of a model; anew for every benchmark, because they depend on the program."""
-    for kind, options in ONNX.items():
+    for kind, options in ONNX[device].items():
         subprocess.run([PROGRAM, "export", str(folder), "-o", str(runs / f"{kind}.onnx"), *options], check=True)
 
 
-def usual_peers(size: str) -> list[str]:
+def usual_peers(size: str, device: str) -> list[str]:
     """Return who runs beside the yardstick at a size unless somebody else is asked for."""
     unusual = {f"esm-cpp-{kind}" for kind, sizes in ESM_CPP.items() if size not in sizes}
-    return [name for name in NAMES if name != YARDSTICK and name not in unusual]
+    return [name for name in names(device) if name != YARDSTICK and name not in unusual]
 
 
 def admit_esm_cpp(
@@ -108,26 +113,29 @@ def admit_esm_cpp(
 
 
 def contenders(
-    weights: Path, name: str, fasta: Path, runs: Path, threads: int, esm_cpp_python: str
+    weights: Path, name: str, fasta: Path, runs: Path, threads: int, esm_cpp_python: str, device: str
 ) -> Iterator[Contender]:
     """Yield every contender, in the order of their turns; ONNX files are looked for in `runs`.
 
+    On a GPU fair-esm computes in float32, as extract.py does, and transformers in bfloat16.
+
     esm-cpp takes part with the files that admit_esm_cpp left there.
     """
-    folder, file, common = str(weights / name), str(weights / f"{name}.pt"), ["--threads", str(threads)]
-    models = {f"onnx-{kind}": ["-m", str(runs / f"{kind}.onnx"), "--backend", "onnx"] for kind in ONNX}
-    models |= {f"torch-{dtype}": ["-m", folder, "--backend", "torch", "--dtype", dtype] for dtype in TORCH}
+    folder, file = str(weights / name), str(weights / f"{name}.pt")
+    common, where = ["--threads", str(threads)], ["--device", device]
+    models = {f"onnx-{kind}": ["-m", str(runs / f"{kind}.onnx"), "--backend", "onnx"] for kind in ONNX[device]}
+    models |= {f"torch-{dtype}": ["-m", folder, "--backend", "torch", "--dtype", dtype] for dtype in TORCH[device]}
     for title, options in models.items():
         output = runs / f"{fasta.stem}-{title}.h5"
-        command = [PROGRAM, "embed", str(fasta), "-o", str(output), *options, "--device", "cpu", *common]
+        command = [PROGRAM, "embed", str(fasta), "-o", str(output), *options, *where, *common]
         yield Contender(name=f"protembed-{title}", command=command, output=output, read=read_store)
     output = runs / f"{fasta.stem}-fair-esm"
-    command = [sys.executable, str(PEERS / "fair_esm.py"), file, str(fasta), str(output), *common]
+    command = [sys.executable, str(PEERS / "fair_esm.py"), file, str(fasta), str(output), *where, *common]
     yield Contender(name=YARDSTICK, command=command, output=output, read=read_folder)
     for order, title in (("sorted", "transformers-sorted"), ("file", "transformers-file-order")):
         output = runs / f"{fasta.stem}-{order}.npz"
         command = [sys.executable, str(PEERS / "transformers_padded.py"), folder, str(fasta), str(output)]
-        yield Contender(name=title, command=[*command, "--order", order, *common], output=output, read=read_npz)
+        yield Contender(name=title, command=[*command, "--order", order, *where, *common], output=output, read=read_npz)
     for model in (runs / f"esm-cpp-{kind}.gguf" for kind in ESM_CPP):
         output = runs / f"{fasta.stem}-{model.stem}.npz"
         command = [esm_cpp_python, "-P", str(PEERS / "esm_cpp.py"), "embed", str(model), str(fasta), str(output)]

@@ -35,7 +35,6 @@ from typing import Any
 import numpy as np
 from contenders import (
     ESM_CPP,
-    NAMES,
     SEED,
     SIZES,
     YARDSTICK,
@@ -45,6 +44,7 @@ from contenders import (
     contenders,
     export_weights,
     make_weights,
+    names,
     usual_peers,
 )
 
@@ -112,7 +112,7 @@ def describe(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def measure(contender: Contender, threads: int) -> Usage:
+def measure(contender: Contender, threads: int, device: str) -> Usage:
     """Run a contender in a fresh process, without its earlier output; raise SystemExit with its last words."""
     shutil.rmtree(contender.output, ignore_errors=True)
     if contender.output.exists():
@@ -121,9 +121,10 @@ def measure(contender: Contender, threads: int) -> Usage:
     environment = os.environ | {
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
-        "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
     }
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     log = contender.output.with_suffix(".log")
     with log.open("wb") as words:
         began = time.perf_counter()
@@ -166,12 +167,12 @@ def write_fasta(path: Path, records: Sequence[Record]) -> Path:
     return path
 
 
-def take_turns(everyone: Sequence[Contender], n_rounds: int, threads: int) -> dict[str, list[Usage]]:
+def take_turns(everyone: Sequence[Contender], n_rounds: int, threads: int, device: str) -> dict[str, list[Usage]]:
     """Run every contender once a round; return what each took, round by round."""
     rounds: dict[str, list[Usage]] = {}
     for number in range(n_rounds):
         for contender in everyone:
-            usage = measure(contender, threads)
+            usage = measure(contender, threads, device)
             rounds.setdefault(contender.name, []).append(usage)
             progress = f"{usage.cpu_s:.2f} CPU-s, {usage.wall_s:.2f} s, {usage.peak_mb:,.0f} MB"
             print(f"round {number + 1} of {n_rounds}, {contender.name}: {progress}", file=sys.stderr)
@@ -199,9 +200,10 @@ def summarise(
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Draw the results in Markdown."""
-    columns = ("CPU-s", "wall-s", "residues/s", "x fair-esm (CPU)", "peak MB", "cold start s")
+def table(rows: Sequence[dict[str, Any]], device: str) -> str:
+    """Draw the results in Markdown; ratios are of CPU-seconds, or of wall time where a GPU computes."""
+    clock = "CPU" if device == "cpu" else "wall"
+    columns = ("CPU-s", "wall-s", "residues/s", f"x fair-esm ({clock})", "peak MB", "cold start s")
     head = f"| contender | {' | '.join(columns)} | max abs diff | 1 - min cosine |"
     lines = [head, "|---|" + "---:|" * 8]
     for row in rows:
@@ -213,7 +215,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['cpu_s']:.2f}",
             f"{row['wall_s']:.2f}",
             f"{row['residues_per_s']:,.0f}",
-            f"{row['times_cpu']:.2f}",
+            f"{row[f'times_{clock.lower()}']:.2f}",
             f"{row['peak_mb']:,.0f}",
             f"{row['cold_start_s']:.2f}",
             *apart,
@@ -230,7 +232,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="8m", help="of ESM-2 (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of every contender (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    others = [name for name in NAMES if name != YARDSTICK]
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    others = [name for name in dict.fromkeys(names("cpu") + names("cuda")) if name != YARDSTICK]
     peers = f"beside {YARDSTICK} (all; esm-cpp in the arithmetic that its authors ship for the size)"
     parser.add_argument("--peers", nargs="+", choices=others, help=peers)
     python = "interpreter of an environment with esm-cpp (this one)"
@@ -243,7 +246,9 @@ def parse_options() -> argparse.Namespace:
         parser.error("--threads and --rounds must be at least 1, --proteins at least 2")
     if not shutil.which(options.esm_cpp_python):
         parser.error(f"--esm-cpp-python: {options.esm_cpp_python} is no program")
-    options.peers = options.peers or usual_peers(options.size)
+    options.peers = options.peers or usual_peers(options.size, options.device)
+    if absent := set(options.peers) - set(names(options.device)):
+        parser.error(f"--peers: not on {options.device}: {', '.join(sorted(absent))}")
     return options
 
 
@@ -260,23 +265,29 @@ def main() -> None:
     name, work = SIZES[options.size][0], tempfile.TemporaryDirectory(prefix="runs-", dir=options.work)
     with work as folder:
         runs, chosen = Path(folder), {YARDSTICK, *options.peers}
-        export_weights(weights / name, runs)
+        export_weights(weights / name, runs, options.device)
         proteins = {"sample": records, "one": [Record("one", max(records, key=_length).sequence[:COLD])]}
         fastas = {title: write_fasta(runs / f"{title}.fasta", drawn) for title, drawn in proteins.items()}
         python, kinds = options.esm_cpp_python, [kind for kind in ESM_CPP if f"esm-cpp-{kind}" in chosen]
         host["versions"] |= admit_esm_cpp(python, weights / name, runs, kinds, fastas["sample"], options.threads)
         usages, vectors = {}, {}
         for title, fasta in fastas.items():
-            present = contenders(weights, name, fasta, runs, options.threads, python)
+            present = contenders(weights, name, fasta, runs, options.threads, python, options.device)
             everyone = [one for one in present if one.name in chosen]
-            usages[title] = take_turns(everyone, options.rounds, options.threads)
+            usages[title] = take_turns(everyone, options.rounds, options.threads, options.device)
             if title == "sample":
                 vectors = {one.name: one.read(one.output, ids) for one in everyone}
     rows = [
         summarise(name, usages["sample"], usages["one"], sample["residues"], compare(own, vectors[YARDSTICK]))
         for name, own in vectors.items()
     ]
-    settings = {"size": options.size, "threads": options.threads, "rounds": options.rounds, "seed": SEED}
+    settings = {
+        "size": options.size,
+        "threads": options.threads,
+        "device": options.device,
+        "rounds": options.rounds,
+        "seed": SEED,
+    }
     print("{proteins} proteins, {residues:,} residues; lengths {shortest} to {longest:,}, ".format(**sample), end="")
     print("median {median:.0f}, mean {mean:.0f} (all of Swiss-Prot: 294 and 361)".format(**sample))
     print(
@@ -285,7 +296,7 @@ def main() -> None:
     )
     print(f"{host['cpu']}, load {host['load_at_start']} before")
     print(", ".join(f"{name} {number}" for name, number in host["versions"].items()), end="\n\n")
-    print(table(rows))
+    print(table(rows, options.device))
     if options.json:
         results = {"machine": host, "settings": settings, "sample": sample, "contenders": rows}
         options.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -12,11 +12,11 @@ TOKENS_PER_BATCH = 4096
 
 
 @torch.inference_mode()
-def extract(model_path: Path, fasta: Path, folder: Path) -> None:
+def extract(model_path: Path, fasta: Path, folder: Path, device: str) -> None:
     """Write one file a protein into `folder`; nothing is truncated (extract.py: 1,022 residues)."""
     torch.serialization.add_safe_globals([Namespace])  # torch.load has refused it since 2.6
     model, alphabet = pretrained.load_model_and_alphabet_local(model_path)
-    model.eval()
+    model = model.eval().to(device)
     dataset = FastaBatchedDataset.from_file(fasta)
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -25,7 +25,7 @@ def extract(model_path: Path, fasta: Path, folder: Path) -> None:
     )
     layer = model.num_layers
     for labels, sequences, tokens in loader:
-        hidden = model(tokens, repr_layers=[layer])["representations"][layer]  # (B, L, D)
+        hidden = model(tokens.to(device), repr_layers=[layer])["representations"][layer].cpu()  # (B, L, D)
         for label, sequence, row in zip(labels, sequences, hidden, strict=True):
             path = folder / f"{label}.pt"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,10 +39,11 @@ def main() -> None:
     parser.add_argument("model", type=Path, help=".pt file")
     parser.add_argument("fasta", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    extract(options.model, options.fasta, options.folder)
+    extract(options.model, options.fasta, options.folder, options.device)
 
 
 if __name__ == "__main__":

@@ -37,16 +37,22 @@ def file_batches(sequences: list[str]) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
-def embed(folder: Path, sequences: list[str], batches: Iterator[list[int]]) -> npt.NDArray[Any]:
-    """Return the mean over residues of the last hidden state, (N, D), in the order of `sequences`."""
+def embed(folder: Path, sequences: list[str], batches: Iterator[list[int]], device: str) -> npt.NDArray[Any]:
+    """Return the mean over residues of the last hidden state, (N, D), in the order of `sequences`.
+
+    In float32 on a CPU, in bfloat16 on a GPU.
+    """
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = EsmModel.from_pretrained(
-        folder, add_pooling_layer=False, attn_implementation="sdpa", dtype=torch.float32
-    ).eval()
+    model = (
+        EsmModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="sdpa", dtype=dtype)
+        .to(device)
+        .eval()
+    )
     means = np.empty((len(sequences), model.config.hidden_size), dtype=np.float32)
     for batch in batches:
-        inputs = tokenizer([sequences[index] for index in batch], padding=True, return_tensors="pt")
-        hidden = model(**inputs).last_hidden_state  # (B, L, D)
+        inputs = tokenizer([sequences[index] for index in batch], padding=True, return_tensors="pt").to(device)
+        hidden = model(**inputs).last_hidden_state.float().cpu()  # (B, L, D)
         for index, row in zip(batch, hidden, strict=True):
             means[index] = row[1 : len(sequences[index]) + 1].mean(0).numpy()
     return means
@@ -59,6 +65,7 @@ def main() -> None:
     parser.add_argument("fasta", type=Path)
     parser.add_argument("out", type=Path, help=".npz file")
     parser.add_argument("--order", choices=["sorted", "file"], required=True)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -67,7 +74,7 @@ def main() -> None:
     with options.fasta.open() as handle:
         ids, sequences = zip(*SimpleFastaParser(handle), strict=True)
     batches = {"sorted": sorted_batches, "file": file_batches}[options.order]
-    means = embed(options.model, list(sequences), batches(list(sequences)))
+    means = embed(options.model, list(sequences), batches(list(sequences)), options.device)
     np.savez(options.out, ids=np.array(ids), embeddings=means)
 
 
