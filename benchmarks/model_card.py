@@ -3,7 +3,7 @@
 CORPUS holds valid.fasta.xz and uniclust50.fasta.xz; the other folders are those of probe.py and attention_contacts.py,
 which say what is measured. Prints markdown, ready for the card.
 
-    python benchmarks/model_card.py --model weights/protembed-3m.safetensors --corpus corpus \
+    python benchmarks/model_card.py --model weights/protembed-6m.safetensors --corpus corpus \
         --secondary-structure secondary_structure --contacts contacts --json figures.json
 
 --quick takes fewer proteins of everything: minutes, for a first look.

@@ -141,7 +141,7 @@ class Model:
         the model's limit.
 
         >>> load().hidden_states(["MKTAYIAKQR"])[0].shape
-        (7, 10, 192)
+        (9, 10, 192)
         """
         wanted = [("residues", layer) for layer in range(self.card.encoder.n_layers + 1)]
         budget = max(1, self._backend.budget() // len(wanted))  # all layers of a batch are in memory together
@@ -155,7 +155,7 @@ class Model:
         A protein of 1,000 residues takes 2.6 GB with ESM-2 650M. Raises InputError for one over the model's limit.
 
         >>> load().attentions(["MKTAYIAKQR"])[0].shape
-        (6, 4, 10, 10)
+        (8, 4, 10, 10)
         """
         alphabet = self.card.alphabet
         results = []

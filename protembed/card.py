@@ -7,7 +7,7 @@ from typing import Any, Literal
 from protembed.alphabet import Alphabet
 from protembed.errors import ModelError
 
-DEFAULT_MODEL = "protembed-3m"
+DEFAULT_MODEL = "protembed-6m"
 """The bundled model that is used when none is named."""
 
 

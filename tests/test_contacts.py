@@ -147,7 +147,7 @@ def test_command_lists_what_is_too_long(run: Run, contact_model: Path, tmp_path:
     ("content", "words", "message"),
     [
         (">a\nMK\n>a\nMA\n", (), "line 3: record 'a' has the same id"),
-        (">a\nMK\n", ("-m", "protembed-3m"), "has no contact regression"),
+        (">a\nMK\n", ("-m", "protembed-6m"), "has no contact regression"),
         (">a\nMK\n", ("--plot", "in.fasta"), "in.fasta: cannot be written"),
         (">a\nMK\n", ("-o", "no/out.h5"), "no such folder"),
     ],

@@ -136,7 +136,7 @@ def test_models_are_listed_with_their_place(run: Run, cache: Path) -> None:
     lines = [line.split("\t") for line in result.stdout.splitlines()]
     assert lines[0] == ["name", "parameters", "layers", "width", "limit", "license", "where"]
     where = {line[0]: line[-1] for line in lines[1:]}
-    assert where["protembed-3m"] == "bundled"
+    assert where["protembed-6m"] == "bundled"
     assert where["esm2_8m"] == "cached"
     assert where["esm2_35m"] == where["proteinlm_3b"] == "known"
 
@@ -145,7 +145,7 @@ def test_info_shows_one(run: Run, cache: Path) -> None:
     folder = put(cache)
     for name in ("esm2_8m", REPO):
         assert ["path", str(folder)] in names.describe_model(name)
-    assert ["where", "bundled"] in names.describe_model("protembed-3m")
+    assert ["where", "bundled"] in names.describe_model("protembed-6m")
     assert ["name", "esm2_hf"] in names.describe_model(str(TINY))
     shown = run("models", "info", "esmc_600m")
     assert "license\tCambrian Non-Commercial" in shown.stdout
@@ -246,7 +246,7 @@ def test_pull_says_what_to_copy(stub: StubHub, cache: Path) -> None:
     assert str(cache / "models--facebook--esm2_t6_8M_UR50D" / "snapshots" / REVISION) in said
     assert "-m PATH" in said
     assert stub.patterns == ["config.json", "model.safetensors", "vocab.txt"]
-    assert names.pull_model("protembed-3m") == ["protembed-3m is bundled: it needs no download"]
+    assert names.pull_model("protembed-6m") == ["protembed-6m is bundled: it needs no download"]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ class HeadSection:
 
     design: Design = "compact"
     reads: Literal["", "hidden", "pooled", "residue", "attention"] = ""
-    hidden: int = 128
+    hidden: int = 96
     kernel: int = 9
     dropout: float = 0.1
     store_dtype: Literal["float32", "float16"] = "float32"
