@@ -290,6 +290,7 @@ def test_damaged_files(head_path: Path, model_file: Path, tmp_path: Path) -> Non
         ({"format": "2"}, "another version"),
         ({"later": 1}, "fields that this version does not know: later"),
         ({"labels": None}, "the head's card cannot be read"),
+        ({"config": {"kind": "residue_clarses", "outputs": 3, "d_input": 32, "layers": [2]}}, "kind is 'residue_cl"),
     ],
 )
 def test_cards_that_cannot_be_read(head_path: Path, change: dict[str, object], message: str) -> None:
@@ -302,6 +303,13 @@ def test_cards_that_cannot_be_read(head_path: Path, change: dict[str, object], m
     head_path.write_bytes(struct.pack("<Q", len(new)) + new + content[8 + size :])
     with pytest.raises(ModelError, match=message):
         load_head(head_path, device=CPU)
+
+
+def test_a_bit_that_flipped_in_a_card(head_path: Path) -> None:
+    content = head_path.read_bytes()
+    head_path.write_bytes(content.replace(b'{\\"format', b'[\\"format'))
+    with pytest.raises(ModelError, match=r"head.safetensors: the head's card cannot be read \(.*delimiter"):
+        read_head_card(head_path)
 
 
 def test_weights_of_another_shape(model: ProteinModel, tmp_path: Path) -> None:

@@ -61,7 +61,14 @@ def _read(path: Path, *, weights: bool) -> tuple[HeadCard, dict[str, npt.NDArray
         ) from error
     if KEY not in metadata:
         raise ModelError(f"{path}: is not a task head", hint="`protembed train` writes heads; -m names a model.")
-    values = json.loads(metadata[KEY])
-    if values.pop("format", None) != FORMAT:
-        raise ModelError(f"{path}: written by another version of protembed", hint="pip install --upgrade protembed")
-    return HeadCard.from_dict(values), arrays
+    try:
+        values = json.loads(metadata[KEY])
+        if values.pop("format", None) != FORMAT:
+            raise ModelError("written by another version of protembed", hint="pip install --upgrade protembed")
+        return HeadCard.from_dict(values), arrays
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}", hint=error.hint) from error
+    except (ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{path}: the head's card cannot be read ({error})", hint="The file is damaged: copy it again."
+        ) from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from protembed.card import ModelCard
 from protembed.errors import ModelError
@@ -38,6 +38,14 @@ class HeadConfig:
     @property
     def per_residue(self) -> bool:
         return self.kind.startswith("residue_")
+
+    def require_known(self) -> None:
+        """Raise ModelError for a kind, design or input that this version does not know."""
+        for name, known in (("kind", Kind), ("design", Design), ("reads", Reads)):
+            if (value := getattr(self, name)) not in get_args(known):
+                raise ModelError(
+                    f"the head's card cannot be read: {name} is {value!r}", hint=f"Known: {', '.join(get_args(known))}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +99,8 @@ class HeadCard:
             )
         try:
             shape = HeadConfig(**{**config, "layers": tuple(config["layers"])})
-            return cls(**{**values, "config": shape, "labels": tuple(values["labels"])})
+            card = cls(**{**values, "config": shape, "labels": tuple(values["labels"])})
         except (KeyError, TypeError) as error:
             raise ModelError(f"the head's card cannot be read: {error}") from error
+        shape.require_known()
+        return card
