@@ -398,6 +398,23 @@ def test_damaged_weights(onnx_file: Path, tmp_path: Path) -> None:
         protembed.load(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"\x0a\x08hidden.1", b"\x0a\x08hidden.7", "its graph has no output hidden.1"),  # of the list of outputs
+        (b"\x0a\x06tokens\x12", b"\x1a\x06tokens\x12", "cannot be read as ONNX"),  # an input without a name
+        (b"\x0a\x06tokens", b"\x0a\x06tokenz", "onnxruntime cannot run it"),
+        (b"transB", b"tr\xffnsB", "onnxruntime cannot run it"),
+    ],
+)
+def test_damaged_graphs(onnx_file: Path, tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
+    whole = onnx_file.read_bytes()
+    place = whole.find(old) if old.endswith(b"tokens") or old == b"transB" else whole.rfind(old)
+    (tmp_path / "bent.onnx").write_bytes(whole[:place] + new + whole[place + len(old) :])
+    with pytest.raises(ModelError, match=rf"bent\.onnx: .*{message}"):
+        protembed.load(tmp_path / "bent.onnx").embed_residues(["MKTAYIAKQR"])
+
+
 def test_command_line_mistakes_are_two_lines(run: Run, fasta: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_text("not a model")
     done = run("embed", fasta, "-m", "bad.onnx", "-o", "out.h5")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from protembed.errors import ModelError
+from protembed.onnx.heads import output_name
 from protembed.onnx.nodes import DTYPES, Graph
 from protembed.onnx.wire import Field, Message, read_fields
 from protembed.onnx.writer import (
@@ -72,7 +73,7 @@ class OnnxFile:
         self._files = {path.name: self._map(path)}
         try:
             self.header = self._read()
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise ModelError(
                 f"{path}: cannot be read as ONNX ({error})", hint="Is the file complete? Copy or export it again."
             ) from error
@@ -176,6 +177,10 @@ class OnnxFile:
             raise ValueError("no graph")
         for field in read_fields(data, graph.inside, graph.stop):
             self._note(field)
+        promised = [f"hidden.{layer}" for layer in range(header.card.encoder.n_layers + 1)]
+        promised += [output_name(head.task) for head in header.heads]
+        if absent := [name for name in promised if name not in self._outputs]:
+            raise ValueError(f"its graph has no output {absent[0]}")
         return header
 
     def _header(self, values: dict[str, object]) -> Header:
@@ -196,7 +201,7 @@ class OnnxFile:
             case 5:
                 self._tensors.append(self._tensor(field))
             case 11 | 12:
-                name = next(part.text for part in read_fields(field.data) if part.number == 1)
+                (name, *_) = (part.text for part in read_fields(field.data) if part.number == 1)
                 (self._inputs if field.number == 11 else self._outputs)[name] = field.data
 
     def _tensor(self, field: Field) -> _Tensor:

@@ -150,7 +150,8 @@ class Session:
                 raise OutOfMemoryError(_first_line(error)) from error
             raise ModelError(
                 f"{self._file.path}: onnxruntime cannot run it ({_first_line(error)})",
-                hint="Was it exported by a newer protembed, or is onnxruntime old? pip install --upgrade onnxruntime",
+                hint="Is it damaged, was it exported by a newer protembed, or is onnxruntime old? Export it again, or "
+                "pip install --upgrade onnxruntime",
             ) from error
 
 
@@ -169,8 +170,11 @@ def _errors() -> tuple[type[Exception], ...]:
     """Return onnxruntime's exceptions; they have no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    names = ("Fail", "RuntimeException", "EPFail", "NotImplemented", "InvalidGraph", "InvalidProtobuf", "NoSuchFile")
-    return (MemoryError, *(getattr(state, name) for name in names if hasattr(state, name)))
+    names = (
+        *("Fail", "RuntimeException", "EPFail", "NotImplemented", "InvalidGraph", "InvalidProtobuf", "NoSuchFile"),
+        "InvalidArgument",  # also of a graph whose nodes read what is not there
+    )
+    return (MemoryError, UnicodeDecodeError, *(getattr(state, name) for name in names if hasattr(state, name)))
 
 
 def _first_line(error: Exception) -> str:
