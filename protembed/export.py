@@ -12,6 +12,7 @@ import numpy.typing as npt
 from protembed.card import ModelCard
 from protembed.errors import ModelError, OutputError, UsageError
 from protembed.heads.arrays import read_head
+from protembed.heads.card import require_distinct
 from protembed.loading import ONNX, ModelOptions, open_model
 from protembed.names import bundled_head, find_head, find_model
 from protembed.onnx.attention import FREQUENCIES, AttentionKind
@@ -101,8 +102,9 @@ def _export(model: "ProteinModel", options: ExportOptions, folder: Path, out: Pa
         if not can_draw(card, attention):
             raise UsageError(f"{path}: a head of this design has no ONNX form", hint="--backend torch runs it.")
         reference.attach(path)
-        graph.add(draw_head(model.card, card, arrays, attention))
         heads.append(card)
+        require_distinct(heads)
+        graph.add(draw_head(model.card, card, arrays, attention))
     written = write_onnx(folder / out.name, graph, model.card, attention=attention, weights=weights, heads=heads)
     device = "auto" if attention == "packed" else "cpu"
     agreement = compare(OnnxBackend(folder / out.name, device=device), reference, [head.task for head in heads])

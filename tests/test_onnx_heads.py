@@ -125,6 +125,13 @@ def test_a_file_says_what_its_outputs_are(source: Path, tmp_path: Path) -> None:
     assert len(found.labels) == 10
 
 
+def test_one_head_named_twice_is_not_exported(source: Path, tmp_path: Path) -> None:
+    path = write_head(source, tmp_path, "residue_classes", "compact", None)
+    with pytest.raises(UsageError, match="the task ss3 is named twice"):
+        export(source, tmp_path, path, path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_has_no_onnx_form_runs_in_torch(source: Path, tmp_path: Path) -> None:
     path = write_head(source, tmp_path, "contacts", "proteinlm", None, task="contact")
     card, _ = read_head(path)
@@ -143,8 +150,9 @@ def test_what_has_no_onnx_form_runs_in_torch(source: Path, tmp_path: Path) -> No
     assert {len(proteins) for proteins in found.values()} == {len(PROTEINS) + 1}
     other = tmp_path / "other.safetensors"
     other.write_bytes(residues.read_bytes())
-    with pytest.raises(UsageError, match="another head for ss3"):
-        backend.attach(other)
+    for _ in range(2):  # a head that was refused once stays out
+        with pytest.raises(UsageError, match="another head for ss3"):
+            backend.attach(other)
 
 
 def test_a_head_of_another_encoder_is_refused(source: Path, tmp_path: Path) -> None:

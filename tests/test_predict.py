@@ -236,9 +236,12 @@ def test_bundled_heads_are_found_by_model_and_task(
 ) -> None:
     monkeypatch.setattr("protembed.names.weights_folder", lambda: tmp_path)
     heads_folder().mkdir()
-    Path(head(model_file, "ss3")).rename(tmp_path / "heads" / "tiny-ss3.safetensors")
+    path = Path(head(model_file, "ss3")).rename(tmp_path / "heads" / "tiny-ss3.safetensors")
     assert find_head("ss3", checkpoint.read_card(model_file)).name == "tiny-ss3.safetensors"
-    assert len(protembed.load(model_file).predict(["MKT"], task="ss3")[0].labels) == 3
+    model = protembed.load(model_file)
+    assert len(model.predict(["MKT"], task="ss3")[0].labels) == 3
+    with pytest.raises(UsageError, match="the task ss3 is named twice"):
+        list(model.stream_predictions(["MKT"], ["ss3", str(path)]))
 
 
 PROTEINS = {"sp|P1|A": "MKTAYIAKQRWW", "b/c": "MKTAYI"}

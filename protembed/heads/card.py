@@ -1,11 +1,11 @@
 """What a task head says about itself: its kind, shape and labels, the encoder it belongs to, its origin. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from protembed.card import ModelCard
-from protembed.errors import ModelError
+from protembed.errors import ModelError, UsageError
 
 Kind = Literal["residue_classes", "residue_flags", "residue_values", "sequence_class", "sequence_value", "contacts"]
 """What is predicted: for every residue one class, several yes or no, or a number; for every protein a class or a
@@ -104,3 +104,10 @@ class HeadCard:
             raise ModelError(f"the head's card cannot be read: {error}") from error
         shape.require_known()
         return card
+
+
+def require_distinct(heads: Sequence[HeadCard]) -> None:
+    """Raise UsageError when one head stands twice, by its name or by its path."""
+    names = [head.task for head in heads]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"the task {repeated} is named twice", hint="Name every task once, by its name or its path.")

@@ -99,9 +99,7 @@ class OnnxBackend:
 
     def attach(self, path: Path) -> HeadCard:
         if path not in self._heads:
-            self._heads[path] = card = self._attach(path)
-            if sum(card.task == head.task for head in (*self._heads.values(), *self.included.values())) > 1:
-                raise UsageError(f"{path}: there is another head for {card.task}", hint="One head a task in one run.")
+            self._heads[path] = self._attach(path)
         return self._heads[path]
 
     def _attach(self, path: Path) -> HeadCard:
@@ -109,14 +107,20 @@ class OnnxBackend:
         if path.suffix == ".safetensors":
             card, arrays = read_head(path)
             card.require_encoder(self.card)
+            self._require_other_task(path, card)
             if can_draw(card, self._file.header.attention):
                 graph = draw_head(self.card, card, arrays, self._file.header.attention)
                 if not self._file.lacks(graph):
                     self._file.add(graph)
                     return card
         card = self._other.attach(path)
+        self._require_other_task(path, card)
         self._elsewhere.add(card.task)
         return card
+
+    def _require_other_task(self, path: Path, card: HeadCard) -> None:
+        if any(card.task == head.task for head in (*self._heads.values(), *self.included.values())):
+            raise UsageError(f"{path}: there is another head for {card.task}", hint="One head a task in one run.")
 
     def predict(self, batch: TokenBatch, tasks: Collection[str]) -> Mapping[str, list[npt.NDArray[np.float32]]]:
         here = {task: output_name(task) for task in tasks if task not in self._elsewhere}

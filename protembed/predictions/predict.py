@@ -10,7 +10,7 @@ import numpy as np
 from protembed.backend import Backend, Predictor
 from protembed.batching import TokenBatch, pack
 from protembed.errors import UsageError
-from protembed.heads.card import HeadCard
+from protembed.heads.card import HeadCard, require_distinct
 from protembed.names import bundled_head, find_head
 from protembed.pieces import Array, Failure, Piece, average_windows, cut, run_pieces
 from protembed.records import Record
@@ -112,9 +112,8 @@ def attach_heads(backend: Backend, tasks: Sequence[str]) -> tuple[Predictor, lis
         raise UsageError(f"{backend.description} does not run task heads", hint="--backend torch")
     if not tasks:
         raise UsageError("no task is named", hint="--task ss3, or several: --task ss3,disorder; --task list")
-    if repeated := next((task for task in tasks if tasks.count(task) > 1), None):
-        raise UsageError(f"the task {repeated} is named twice")
     heads = [backend.included.get(task) or backend.attach(find_head(task, backend.card)) for task in tasks]
+    require_distinct(heads)
     return backend, heads
 
 
