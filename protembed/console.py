@@ -1,5 +1,6 @@
 """What people see: messages, progress and errors, all on standard error."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from protembed.errors import ProtembedError
+from protembed.errors import OutputError, ProtembedError
 
 LINE_SECONDS = 30.0
 
@@ -82,13 +83,23 @@ def show_error(error: ProtembedError) -> None:
         print(f"hint: {error.hint}", file=sys.stderr)
 
 
+def print_data(text: str) -> None:
+    """Print on standard output. Raises OutputError where that cannot be written; a pipe's reader may leave."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Python flushes standard output once more at the end: there it must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output cannot be written ({error.strerror})") from error
+
+
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table on standard output: drawn on a terminal, tab-separated in a pipe."""
     console = RichConsole()
     if not console.is_terminal:
-        print("\t".join(columns))
-        for row in rows:
-            print("\t".join(row))
+        print_data("\n".join("\t".join(row) for row in (columns, *rows)))
         return
     table = Table(title=title, title_justify="left")
     for column in columns:

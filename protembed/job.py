@@ -22,7 +22,7 @@ from protembed.pieces import residue_limit
 from protembed.plan import Estimate, estimate
 from protembed.records import Record, read_fasta
 from protembed.shard import Shard
-from protembed.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_distinct_keys, assign_keys, survey
+from protembed.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_keys, survey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class EmbedJob:
         self._read = partial(read_fasta, paths)
         self.survey: Survey = survey(self._read, alphabet=backend.card.alphabet, unknown=job.unknown, key=job.key)
         if job.duplicates == "error" and self.survey.repeated:
-            deque(assign_distinct_keys(self._read(), self.survey, kind=job.key), maxlen=0)
+            deque(assign_keys(self._read(), self.survey, kind=job.key, policy="error"), maxlen=0)
         self.range = job.shard.range(self.survey.lengths)
         self.left_out = self.failed = 0
         self._check_long()

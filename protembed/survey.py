@@ -17,6 +17,8 @@ KeyKind = Literal["id", "md5", "biotrainer"]
 DuplicatePolicy = Literal["error", "suffix", "first"]
 UnknownPolicy = Literal["x", "error"]
 
+_DUPLICATES = "--duplicates suffix keeps both (name, name_2), --duplicates first keeps the first."
+
 
 def id_key(name: str) -> str:
     """Turn an id into a name for HDF5, where `/` would open a group and `.` is the group itself.
@@ -111,7 +113,7 @@ def survey(read: Callable[[], Iterable[Record]], *, alphabet: Alphabet, unknown:
 
 
 def assign_keys(
-    records: Iterable[Record], found: Survey, *, kind: KeyKind, policy: DuplicatePolicy
+    records: Iterable[Record], found: Survey, *, kind: KeyKind, policy: DuplicatePolicy, hint: str = _DUPLICATES
 ) -> Iterator[tuple[str | None, Record]]:
     """Give every record its key, in order; None marks a later record of the same key under the policy `first`.
 
@@ -137,13 +139,14 @@ def assign_keys(
         else:
             raise InputError(
                 f"{record} has the {_noun(kind)} of {seen[key]}",
-                hint="--duplicates suffix keeps both (name, name_2), --duplicates first keeps the first.",
+                hint=hint,
             )
 
 
 def assign_distinct_keys(records: Iterable[Record], found: Survey, *, kind: KeyKind) -> Iterator[tuple[str, Record]]:
-    """Give every record its key, in order. Raises InputError at a key that comes twice, as under `error`."""
-    for key, record in assign_keys(records, found, kind=kind, policy="error"):
+    """Give every record its key, in order. Raises InputError at a key that comes twice: no option keeps both."""
+    hint = "Give one of them another id, or remove it."
+    for key, record in assign_keys(records, found, kind=kind, policy="error", hint=hint):
         assert key is not None
         yield key, record
 

@@ -1,6 +1,9 @@
 """Predictions: in Python, as a stream, on the command line and in every format."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,7 @@ import torch
 import protembed
 from protembed import checkpoint
 from protembed.batching import TokenBatch
-from protembed.errors import InputError, ModelError, OutOfMemoryError, ProtembedError, UsageError
+from protembed.errors import InputError, ModelError, OutOfMemoryError, OutputError, ProtembedError, UsageError
 from protembed.heads.card import HeadCard, Kind
 from protembed.heads.file import save_head
 from protembed.heads.model import design_head
@@ -25,6 +28,7 @@ from protembed.pieces import Failure
 from protembed.plots import Track, draw_tracks
 from protembed.predictions.job import PredictionOutput, PredictJob
 from protembed.predictions.predict import Predicted, PredictOptions, attach_heads, predict
+from protembed.predictions.writers import TextSink
 from protembed.records import Record
 from protembed.torch_backend import TorchBackend
 from protembed.train.config import ModelSection, make_card
@@ -392,6 +396,47 @@ def test_two_records_of_one_id(run: Run, model_file: Path, head: MakeHead, tmp_p
     result = run("predict", "in.fasta", "-m", model_file, "--task", head(model_file, "ss3"))
     assert (result.returncode, result.stdout) == (2, "")
     assert "line 3: record 'a' has the same id" in result.stderr
+    assert "hint: Give one of them another id" in result.stderr, "predict has no --duplicates"
+
+
+def test_outputs_that_cannot_be_written(run: Run, model_file: Path, head: MakeHead, tmp_path: Path) -> None:
+    write_fasta(tmp_path / "in.fasta", {"a": "MKTAYIAK"})
+    words = ("predict", "in.fasta", "-m", model_file, "--task", head(model_file, "ss3"))
+    result = run(*words, "-o", f"{'x' * 250}.tsv")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 2)
+    assert "x.tsv: cannot be written (File name too long)" in result.stderr
+    (tmp_path / "out.h5.partial").mkdir()
+    result = run(*words, "-o", "out.h5")
+    assert result.returncode == 2
+    assert "--overwrite" in result.stderr
+    assert "--resume" not in result.stderr, "predict has no --resume"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> None:
+        with TextSink(tmp_path / "x.tsv", overwrite=False) as sink:
+            sink.write("what stays in the buffer until the end\n")
+            os.dup2(os.open("/dev/full", os.O_WRONLY), sink._file.fileno())
+            sink.finish()
+
+    with pytest.raises(OutputError, match=r"x.tsv: cannot be written \(No space left"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("sys.stdout", None)
+    with pytest.raises(OutputError, match="standard output is closed"), TextSink(None, overwrite=False):
+        pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_table_on_a_full_disk() -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "protembed", "predict", "--task", "list"]
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: standard output cannot be written (No space left on device)\n",
+    )
 
 
 def test_list_of_tasks(run: Run) -> None:

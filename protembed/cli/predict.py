@@ -8,7 +8,7 @@ import typer
 from protembed.card import DEFAULT_MODEL
 from protembed.cli.app import app
 from protembed.cli.options import Device, Dtype, Heads, ModelName, Offline, Overwrite, Quiet, Threads, carry_out
-from protembed.console import Console, print_table
+from protembed.console import Console, print_data, print_table
 from protembed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _show(run: "Evaluation", console: Console, *, as_json: bool) -> None:
     if as_json:
         import json
 
-        print(json.dumps(report.to_dict(), indent=1))
+        print_data(json.dumps(report.to_dict(), indent=1))
         return
     for title, (columns, rows) in (
         ("metrics", report.figures()),

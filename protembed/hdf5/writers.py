@@ -58,7 +58,7 @@ class HDF5Writer:
 
     `fingerprint` tells everything the content depends on; a partial output with another one is not gone on with.
     `done` is the number of input records that are safely written when the writer opens; `complete` tells that an
-    earlier run has finished already: there is nothing to add.
+    earlier run has finished already: there is nothing to add. `resumable`: the command has --resume, errors name it.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class HDF5Writer:
         store_dtypes: Mapping[str, str],
         resume: bool = False,
         overwrite: bool = False,
+        resumable: bool = True,
         segment_seconds: float = SEGMENT_SECONDS,
     ) -> None:
         self._target = target
@@ -79,9 +80,10 @@ class HDF5Writer:
         self.complete = False
         self._dtypes = {kind: np.dtype(name) for kind, name in store_dtypes.items()}
         self._seconds = segment_seconds
+        self._resumable = resumable
         self._files: dict[str, h5py.File] = {}
         self._failures: list[str] = []
-        with _reported(target.main):
+        with self._reported():
             self._open_folder(resume=resume, overwrite=overwrite)
             self._segments = [] if self.complete else self._finished_segments()
         self.done = self._position = self._segments[-1].stop if self._segments else 0
@@ -94,7 +96,7 @@ class HDF5Writer:
         if isinstance(item, Failure):
             self._failures.append(f"{item.record.id}\t{item.reason}\n")
             return
-        with _reported(self._target.main):
+        with self._reported():
             for kind, values in item.arrays.items():
                 if kind in self._target.files and values is not None:
                     self._write(kind, key, item.record, values)
@@ -112,7 +114,7 @@ class HDF5Writer:
         if segment.start == segment.stop:
             return
         folder = self._target.partial
-        with _reported(self._target.main):
+        with self._reported():
             for kind in self._target.files:
                 file = self._files.pop(kind, None) or self._create(kind)
                 file.close()
@@ -129,7 +131,7 @@ class HDF5Writer:
         """Put the segments together under the final names; return the number of failed records."""
         self.close_segment()
         folder = self._target.partial
-        with _reported(self._target.main):
+        with self._reported():
             for kind, path in self._target.files.items():
                 merged = folder / f"{kind}.merged"
                 parts = [segment.path(folder, kind) for segment in self._segments]
@@ -162,6 +164,20 @@ class HDF5Writer:
                 file.close()
         self._files = {}
 
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Turn what the file system and HDF5 can say into OutputError."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # h5py raises RuntimeError where closing a file fails; the reason is in the text.
+            full, told = "No space left" in str(error), getattr(error, "strerror", None) or str(error)
+            kept = "; what is done is kept, and --resume goes on" if self._resumable else ""
+            raise OutputError(
+                f"{self._target.main}: cannot be written ({'the disk is full' if full else told})",
+                hint=f"Check the folder and the free space{kept}.",
+            ) from error
+
     def _open_folder(self, *, resume: bool, overwrite: bool) -> None:
         folder = self._target.partial
         state = folder / "run.json"
@@ -181,9 +197,9 @@ class HDF5Writer:
                 )
             return
         if folder.exists() and not (resume or overwrite):
+            going_on = "--resume goes on with it, " if self._resumable else ""
             raise OutputError(
-                f"{folder} is left from a run that did not finish",
-                hint="--resume goes on with it, --overwrite begins anew.",
+                f"{folder} is left from a run that did not finish", hint=f"{going_on}--overwrite begins anew."
             )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -251,17 +267,3 @@ def merge_files(parts: Sequence[Path], out: Path, attributes: Attributes) -> Non
                         raise OutputError(f"{part}: {key} is in an earlier file, too")
                     file.copy(key, merged)
         merged.attrs.update(attributes)
-
-
-@contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turn what the file system and HDF5 can say into OutputError."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # h5py raises RuntimeError where closing a file fails; the reason is in the text.
-        reason = "the disk is full" if "No space left" in str(error) else getattr(error, "strerror", None) or str(error)
-        raise OutputError(
-            f"{path}: cannot be written ({reason})",
-            hint="Check the folder and the free space; what is done is kept, and --resume goes on.",
-        ) from error

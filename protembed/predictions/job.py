@@ -113,6 +113,7 @@ class PredictJob:
             fingerprint={"input": self.survey.digest, "attributes": {task: dict(a) for task, a in attributes.items()}},
             store_dtypes={head.task: "float16" if head.kind == "contacts" else "float32" for head in self._heads},
             overwrite=self._output.overwrite,
+            resumable=False,
         )
         with writer:
             for position, (progress, key, item) in enumerate(self._results(), start=1):

@@ -16,6 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -157,7 +158,10 @@ class TextSink:
         self._failed: list[str] = []
 
     def __enter__(self) -> "TextSink":
-        self._file: IO[str] = self._temporary.open("w", encoding="utf-8") if self._temporary else sys.stdout
+        try:
+            self._file: IO[str] = self._temporary.open("w", encoding="utf-8") if self._temporary else _stdout()
+        except OSError as error:
+            raise self._unwritable(error) from error
         return self
 
     def write(self, text: str) -> None:
@@ -190,7 +194,8 @@ class TextSink:
 
     def __exit__(self, *_: object) -> None:
         if self._temporary is not None:
-            self._file.close()
+            with suppress(OSError):  # what is left cannot be written either; that was told
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> OutputError:
@@ -199,6 +204,14 @@ class TextSink:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return OutputError(f"standard output was closed before the end ({error.strerror})")
         return OutputError(f"{self._out}: cannot be written ({error.strerror})", hint="Check the folder and its space.")
+
+
+def _stdout() -> IO[str]:
+    """Return standard output. Raises OutputError where the shell closed it (>&-)."""
+    stdout: IO[str] | None = sys.stdout
+    if stdout is None:
+        raise OutputError("standard output is closed", hint="-o OUT names a file.")
+    return stdout
 
 
 def failures_of(out: Path) -> Path:
