@@ -59,6 +59,10 @@ def read_lmdb(path: Path) -> Iterator[dict[str, object]]:
     place = str(path)
     try:
         with lmdb.open(place, readonly=True, lock=False, readahead=False, subdir=path.is_dir()) as database:
+            # The file is mapped: to read a page that is missing would kill this process.
+            pages, file = database.info()["last_pgno"] + 1, path / "data.mdb" if path.is_dir() else path
+            if file.stat().st_size < pages * database.stat()["psize"]:
+                raise pickle.UnpicklingError("the file is cut short")
             with database.begin(buffers=False) as transaction:
                 count = _unpickle(transaction.get(b"num_examples"))
             for number in range(int(count)):

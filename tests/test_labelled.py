@@ -150,6 +150,10 @@ def test_tables(tmp_path: Path, name: str, comma: str) -> None:
         ("seq,target\nMKT\n", "x.csv, line 2: has not as many fields as the header, 2"),
         ("seq,target\nMKT,1,2\n", "x.csv, line 2: has not as many fields"),
         ("seq,target\n,1\n", "x.csv, line 2: record '1' has no residues"),
+        ("seq,target\nMKT,1\nMKW,\n", "x.csv, line 3: the label is empty"),
+        ("seq,target,target\nMKT,1,2\n", "x.csv: two columns are called 'target'"),
+        (f'seq,target\nMKT,1\n"MKW,{"2" * 200_000}\n', "x.csv, line 3: cannot be read as a table"),
+        ("seq,target\nMKT,1e300\n", "x.csv, line 2: record '1': the target is NaN or infinite"),
     ],
 )
 def test_tables_that_are_wrong(tmp_path: Path, content: str, message: str) -> None:
@@ -199,6 +203,35 @@ def test_coordinates_become_contacts(tmp_path: Path) -> None:
 
 
 MEMBRANE = ">a SET=cv0 SOURCE=opm TYPE=alpha\nMKTAYI\n>b SET=cv0 SOURCE=signalp6 TYPE=globular\nMK\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ids": np.array(["p"])}, "ids are <U1"),
+        ({"offsets": np.array([0])}, "for 1 ids"),
+        ({"offsets": np.array([0.0, 2.0])}, "offsets are float64"),
+        ({"offsets": np.array([0, 9])}, "from 0 to 2"),
+        ({"coords": np.zeros(2, dtype=np.int16)}, "for 2 residues"),
+        ({"coords": np.zeros((2, 2), dtype=np.int16)}, "for 2 residues"),
+    ],
+)
+def test_coordinates_that_are_wrong(tmp_path: Path, changed: Mapping[str, Any], message: str) -> None:
+    save_coordinates(tmp_path / "test.npz", [[0, 0, 0], [79, 0, 0]])
+    with np.load(tmp_path / "test.npz") as file:
+        arrays = {**file, **changed}
+    np.savez(tmp_path / "test.npz", **arrays)
+    with pytest.raises(InputError, match=rf"test\.npz: cannot be read as proteins with coordinates .*{message}"):
+        TASKS["contact"].read(tmp_path, split="test")
+
+
+def test_coordinates_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "test.npz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"test\.npz: cannot be read"):
+        TASKS["contact"].read(tmp_path, split="test")
+    (tmp_path / "x.csv").write_text("sequence,label\nMKT,1\n")
+    with pytest.raises(InputError, match="line 2: record '1': the label is not coordinates"):
+        TASKS["contact"].read(tmp_path / "x.csv")
 
 
 def test_membrane_leaves_restricted_records_out(tmp_path: Path) -> None:

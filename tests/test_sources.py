@@ -91,6 +91,16 @@ class TestLmdb:
         with pytest.raises(InputError, match=rf"bad.lmdb.*{message}"):
             list(read_lmdb(write_lmdb(tmp_path / "bad.lmdb", entries)))
 
+    @pytest.mark.parametrize("folder", [True, False])
+    def test_a_file_cut_short(self, tmp_path: Path, *, folder: bool) -> None:
+        many = pickled([PFAM[0]] * 2000)
+        path = write_lmdb(tmp_path / "cut.lmdb", many, folder=folder)
+        file = path / "data.mdb" if folder else path
+        assert len(list(read_lmdb(path))) == 2000
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(InputError, match=r"cut\.lmdb: .*the file is cut short"):
+            list(read_lmdb(path))
+
     def test_not_lmdb_at_all(self, tmp_path: Path) -> None:
         (tmp_path / "a.lmdb").write_bytes(b"x" * 10_000)
         with pytest.raises(InputError, match=r"a.lmdb: not a data set"):

@@ -62,7 +62,7 @@ def encode(row: Row, coding: Coding, labels: tuple[str, ...]) -> Labelled:
         return Labelled(record=record, target=_value(row), counts=np.array(True))
     counts = _mask(row)
     if coding.kind == "contacts":
-        target = np.asarray(row.label, dtype=np.float32)
+        target = _coordinates(row)
         _require_length(row, len(target), "coordinates")
         return Labelled(record=record, target=target, counts=counts & np.isfinite(target).all(axis=1))
     if coding.kind == "residue_values":
@@ -100,12 +100,21 @@ def _numbers(row: Row) -> Array:
     """Read numbers. Raises InputError for what is none, NaN and infinity included."""
     try:
         texts = row.label.replace(",", " ").replace(";", " ").split() if isinstance(row.label, str) else row.label
-        values = np.asarray(texts, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            values = np.asarray(texts, dtype=np.float32)
     except ValueError as error:
         raise InputError(f"{row.record}: the target is not a number ({error})") from error
     if not np.isfinite(values).all():
         raise InputError(f"{row.record}: the target is NaN or infinite", hint="Remove the record, or the value.")
     return values
+
+
+def _coordinates(row: Row) -> Array:
+    if isinstance(row.label, str) or row.label.ndim != 2 or row.label.shape[1] != 3:
+        raise InputError(
+            f"{row.record}: the label is not coordinates", hint="Contacts come from .npz files, or from TAPE's LMDB."
+        )
+    return row.label.astype(np.float32)
 
 
 def _flags(row: Row, letters: str, coding: Coding, labels: tuple[str, ...], counts: Array) -> Array:

@@ -7,6 +7,7 @@ second FASTA of the same ids, and a third one with 0 for residues that do not co
 import csv
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,10 +161,19 @@ def _rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, st
         reader.fieldnames = names
         if absent := [name for name in needed if name not in names]:
             raise InputError(f"{path}: has no column '{absent[0]}'", hint=f"Its columns: {', '.join(names)}.")
-        for number, row in enumerate(reader, start=2):
-            if None in row or None in row.values():
-                raise InputError(f"{path}, line {number}: has not as many fields as the header, {len(names)}")
-            yield number, row
+        if repeated := [name for name in names if name and names.count(name) > 1]:
+            raise InputError(f"{path}: two columns are called '{repeated[0]}'", hint="Rename or remove one of them.")
+        number = 1
+        try:
+            for number, row in enumerate(reader, start=2):
+                if None in row or None in row.values():
+                    raise InputError(f"{path}, line {number}: has not as many fields as the header, {len(names)}")
+                yield number, row
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {number + 1}: cannot be read as a table ({error})",
+                hint="Does a quotation mark stand open?",
+            ) from error
 
 
 def read_table(path: Path) -> Iterator[Row]:
@@ -175,6 +185,8 @@ def read_table(path: Path) -> Iterator[Row]:
                 known = " or ".join(_COLUMNS[what])
                 raise InputError(f"{path}: has no column for the {what} ({known})", hint=f"It has {', '.join(row)}.")
         fields = {what: row[name].strip() for what, name in columns.items() if name}
+        if not fields["label"]:
+            raise InputError(f"{path}, line {number}: the label is empty", hint="Complete or remove the line.")
         name = fields.get("id") or str(number - 1)
         yield Row(
             record=clean(Record(name, fields["sequence"], name, f"{path}, line {number}")),
@@ -190,10 +202,11 @@ def read_coordinates(path: Path, split: str) -> Iterator[Row]:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in ("ids", "offsets", "residues", "coords")}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        _require_shapes(**arrays)
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: cannot be read as proteins with coordinates ({error})",
-            hint="Arrays: ids, offsets, residues, coords (int16, 0.1 Angstrom).",
+            hint="Arrays: ids (S), offsets, residues (S1), coords (int16, 0.1 Angstrom).",
         ) from error
     for number, name in enumerate(arrays["ids"]):
         start, stop = arrays["offsets"][number : number + 2]
@@ -203,6 +216,18 @@ def read_coordinates(path: Path, split: str) -> Iterator[Row]:
         yield Row(
             record=clean(Record(name.decode(), sequence, "", f"{path}, protein {number}")), label=where, split=split
         )
+
+
+def _require_shapes(*, ids: Array, offsets: Array, residues: Array, coords: Array) -> None:
+    """Raise ValueError unless these arrays can be proteins and their coordinates."""
+    if ids.dtype.kind != "S" or ids.ndim != 1:
+        raise ValueError(f"ids are {ids.dtype}, {ids.shape}")
+    if offsets.dtype.kind not in "iu" or offsets.shape != (len(ids) + 1,):
+        raise ValueError(f"offsets are {offsets.dtype}, {offsets.shape}, for {len(ids)} ids")
+    if coords.shape != (len(residues), 3):
+        raise ValueError(f"coords are {coords.shape} for {len(residues)} residues")
+    if not (offsets[0] == 0 and offsets[-1] == len(residues) and (np.diff(offsets.astype(np.int64)) >= 0).all()):
+        raise ValueError(f"offsets do not rise from 0 to {len(residues)}, the number of residues")
 
 
 def read_tape(path: Path, files: Files, split: str) -> Iterator[Row]:
