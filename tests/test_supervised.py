@@ -14,7 +14,7 @@ from protembed import checkpoint
 from protembed.alphabet import STANDARD_RESIDUES
 from protembed.backend import Output, Outputs
 from protembed.batching import TokenBatch
-from protembed.errors import InputError, OutputError, ProtembedError, UsageError
+from protembed.errors import InputError, ModelError, OutputError, ProtembedError, TrainingError, UsageError
 from protembed.heads.arrays import read_head_card
 from protembed.heads.file import load_head
 from protembed.predictions.predict import attach_heads, predict
@@ -381,6 +381,18 @@ BAD = [
     ('task.labels=["h", "n", "z"]', "train.epochs=1", "no training example, the first is 'z'"),
     ('task.labels=["h"]', "train.epochs=1", "the label 'n' of residue 1 is not in the set"),
     ("negatives.path=x.fasta", "negatives.label=q", "label is 'q'"),
+    ("negatives.path=x.fasta", "negatives.proteins=0", "proteins is 0, not 1 or more"),
+    ("task.name='a/b'", "train.epochs=1", r"\[task\]: name is 'a/b'"),
+    ('task.name="a\\tb"', "train.epochs=1", "name is"),
+    ("task.name=''", "train.epochs=1", "name is ''"),
+    ("data.proteins=-1", "train.epochs=1", "proteins is -1, not 0 or more"),
+    ("head.dropout=1.5", "train.epochs=1", "dropout is 1.5, not between 0 and 1"),
+    ("train.learning_rate=nan", "train.epochs=1", "learning_rate is nan, not above 0"),
+    ("train.clip=0.0", "train.epochs=1", "clip is 0.0, not above 0"),
+    ("train.seed=-1", "train.threads=1", "seed is -1, not 0 or more"),
+    ("train.threads=-1", "train.seed=1", "threads is -1, not 0 or more"),
+    ("train.weight_decay=-1", "train.epochs=1", "weight_decay is -1.0, not 0 or more"),
+    ("train.warmup_share=5", "train.epochs=1", "warmup_share is 5.0, not between"),
 ]
 
 
@@ -388,6 +400,32 @@ BAD = [
 def test_bad_configurations(rule: Job, one: str, other: str, message: str) -> None:
     with pytest.raises(ProtembedError, match=message):
         rule.make(one, other)
+
+
+def test_a_head_of_no_numbers_is_not_written(rule: Job) -> None:
+    trainer = rule.make("train.epochs=1", "train.learning_rate=1e38", "train.batch_tokens=100000")
+    with pytest.raises(TrainingError, match="what the head says is not a number"):
+        list(trainer.run())
+    assert not trainer.result.exists()
+
+
+def test_folders_that_cannot_be_written_and_damaged_hidden_states(rule: Job) -> None:
+    (rule.folder / "file").write_text("")
+    for setting in ("train.out={}/file", "train.out={}/file/run", "data.cache={}/file"):
+        with pytest.raises(OutputError, match=r"file.*: cannot be written"):
+            list(rule.make("train.epochs=1", setting.format(rule.folder)).run())
+    rule.train("train.epochs=1")
+    for path in (rule.folder / "run" / "features").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="damaged hidden states") as caught:
+        rule.train("train.epochs=1")
+    assert "Remove it" in caught.value.hint
+
+
+def test_one_class_is_nothing_to_learn(job: Job) -> None:
+    write_residues(job.folder / "data", {"a": ("MKVA", "hhhh"), "b": ("MKV", "hhh")}, ("train",))
+    with pytest.raises(InputError, match="all training examples are of class 'h'"):
+        job.make()
 
 
 def test_bad_targets(job: Job) -> None:

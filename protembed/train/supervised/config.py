@@ -10,6 +10,7 @@ from protembed.errors import UsageError
 from protembed.heads.card import Design, Kind
 from protembed.labels.formats import Files
 from protembed.tasks import TASKS, Task, find_task, own_task
+from protembed.train.limits import above_zero, at_least, share
 from protembed.train.settings import read_sections
 
 Mode = Literal["frozen", "lora", "full"]
@@ -30,6 +31,11 @@ class TaskSection:
     uncounted: str = ""
     lmdb_field: str = ""
     lmdb_labels: str = ""
+
+    def __post_init__(self) -> None:
+        # The name becomes part of the names of files, and a field of a table.
+        if not self.name.isprintable() or set(self.name) & set("/\\,") or not self.name.strip():
+            raise UsageError(f"name is {self.name!r}", hint="Letters, digits, - and _ will do.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,9 @@ class DataSection:
     proteins: int = 0
     cache: str = ""
 
+    def __post_init__(self) -> None:
+        at_least(self, 0, "proteins")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NegativesSection:
@@ -69,6 +78,9 @@ class NegativesSection:
     valid: str = "val"
     where: tuple[str, ...] = ()
     proteins: int = 500
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "proteins")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +116,9 @@ class HeadSection:
     store_dtype: Literal["float32", "float16"] = "float32"
     license: str = ""
 
+    def __post_init__(self) -> None:
+        share(self, "dropout")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSection:
@@ -129,6 +144,11 @@ class TrainSection:
     threads: int = 0
     seed: int = 0
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "encoder_learning_rate", "weight_decay", "threads", "seed")
+        above_zero(self, "learning_rate", "clip")
+        share(self, "warmup_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +218,6 @@ def _require_sense(config: TaskConfig, path: Path) -> None:
         "train.epochs": config.train.epochs,
         "train.batch_tokens": config.train.batch_tokens,
         "train.patience": config.train.patience,
-        "train.learning_rate": config.train.learning_rate,
     }
     if low := next((name for name, value in positive.items() if value <= 0), None):
         raise UsageError(f"{path}: {low} is {positive[low]}, and must be above 0")

@@ -74,7 +74,15 @@ def compute_states(
     if missing := [name for name, path in places.items() if not path.is_file()]:
         folder.mkdir(parents=True, exist_ok=True)
         _compute(backend, examples, {name: places[name] for name in missing})
-    return {name: np.load(path, mmap_mode="r") for name, path in places.items()}
+    return {name: _open(path) for name, path in places.items()}
+
+
+def _open(path: Path) -> npt.NDArray[np.float16]:
+    try:
+        states: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ModelError(f"{path}: damaged hidden states ({error})", hint="Remove it: it is computed again.") from error
+    return states
 
 
 def _digest(backend: Backend, examples: Examples) -> str:

@@ -51,6 +51,8 @@ def read_splits(config: TaskConfig, task: Task) -> Splits:
         )
         train, valid = train + more[0], valid + more[1]
         notes.append(f"{len(more[0]):,} proteins of {Path(config.negatives.path).name} for '{config.negatives.label}'")
+    if task.kind in ("residue_classes", "sequence_class") and len(labels) == 1:
+        raise InputError(f"{path}: all training examples are of class {labels[0]!r}: there is nothing to learn")
     if labels and task.kind != "contacts":
         replace(trained, proteins=train).require_every_class()
     test = {name: _read(task, path, (name,), section, labels=labels).proteins for name in section.test}

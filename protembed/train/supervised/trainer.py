@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from protembed.card import DEFAULT_MODEL
-from protembed.errors import OutputError
+from protembed.errors import OutputError, TrainingError
 from protembed.heads.card import HeadCard
 from protembed.heads.file import round_weights, save_head
 from protembed.heads.modules import make_head
@@ -34,7 +35,7 @@ from protembed.train.supervised.scoring import (
     residues_of,
     score,
 )
-from protembed.train.supervised.weights import Weights
+from protembed.train.supervised.weights import LOWER, Weights
 
 
 class HeadTrainer:
@@ -99,9 +100,20 @@ class HeadTrainer:
     def run(self) -> Iterator[EpochReport]:
         """Train until the metric stays behind its best; yield a report an epoch; write the best head.
 
-        Raises TrainingError when the loss is not a number, and KeyboardInterrupt, after the best head so far was
-        written, when the run is asked to end (SIGTERM, SIGUSR1, SIGINT).
+        Raises TrainingError when the loss, or what the head says, is not a number, OutputError when the run's folder
+        cannot be written, and KeyboardInterrupt, after the best head so far was written, when the run is asked to end
+        (SIGTERM, SIGUSR1, SIGINT).
         """
+        try:
+            yield from self._run()
+        except (OSError, SafetensorError) as error:
+            place, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+            raise OutputError(
+                f"{place or self.run_folder}: cannot be written ({reason or error})",
+                hint="Check the folder and its space; [train] out and [data] cache name others.",
+            ) from error
+
+    def _run(self) -> Iterator[EpochReport]:
         section = self.config.train
         self.run_folder.mkdir(parents=True, exist_ok=True)
         (self.run_folder / "metrics.jsonl").write_text("")
@@ -164,7 +176,10 @@ class HeadTrainer:
         batches = examples.batches(self.config.train.batch_tokens, self.device)
         # A head alone is measured in what it will be used in.
         with nullcontext() if self.config.frozen else self._arithmetic():
-            return collect(self.task.kind, ((batch, self._outputs(batch, inputs)) for batch in batches))
+            found = collect(self.task.kind, ((batch, self._outputs(batch, inputs)) for batch in batches))
+        if not np.isfinite(found.outputs).all():
+            raise TrainingError("what the head says is not a number", hint=LOWER)
+        return found
 
     def _measure(self, answers: Answers) -> dict[str, float]:
         return score(self.task, answers, scale=self.scale, offset=self.offset)

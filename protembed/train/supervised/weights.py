@@ -11,6 +11,9 @@ from protembed.heads.base import TaskHead
 from protembed.model import ProteinModel
 from protembed.train.supervised.config import TrainSection
 
+LOWER = "Lower [train] learning_rate or encoder_learning_rate."
+"""What to do about numbers that are none."""
+
 
 class Weights:
     """The trained weights under AdamW (Loshchilov and Hutter, arXiv 1711.05101); matrices decay.
@@ -45,7 +48,7 @@ class Weights:
         if not math.isfinite(value := float(loss.detach())):
             raise TrainingError(
                 f"the loss is not a number at step {self.step + 1}",
-                hint="Lower [train] learning_rate or encoder_learning_rate.",
+                hint=LOWER,
             )
         factor = self._factor()
         self._optimizer.zero_grad()
