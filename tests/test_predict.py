@@ -26,6 +26,7 @@ from protembed.model import ProteinModel
 from protembed.names import find_head, heads_folder
 from protembed.pieces import Failure
 from protembed.plots import Track, draw_tracks
+from protembed.predictions import predict as predictions
 from protembed.predictions.job import PredictionOutput, PredictJob
 from protembed.predictions.predict import Predicted, PredictOptions, attach_heads, predict
 from protembed.predictions.writers import TextSink
@@ -203,6 +204,21 @@ def test_memory_that_is_short(limited: Path, head: MakeHead) -> None:
     assert [isinstance(item, Failure) for item in found] == [False, False, False, True, True, False]
     assert isinstance(found[3], Failure)
     assert found[3].reason == "31 tokens do not fit into memory"
+
+
+def test_a_map_that_does_not_fit(limited: Path, head: MakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = predictions._decode
+
+    def decode(output: np.ndarray, card: HeadCard) -> np.ndarray:  # type: ignore[type-arg]
+        if len(output) > 10:
+            raise MemoryError
+        return plain(output, card)
+
+    monkeypatch.setattr(predictions, "_decode", decode)
+    found = run_all(load_backend(limited), [head(limited, "contact")], ["MKT", "A" * 20, "MK"])
+    assert [isinstance(item, Failure) for item in found] == [False, True, False]
+    assert isinstance(found[1], Failure)
+    assert found[1].reason == "what is predicted of 20 residues does not fit into memory"
 
 
 def test_output_that_is_not_finite(model_file: Path, head: MakeHead, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,16 @@ def _compute(pieces: Sequence[Piece], predictor: Predictor, tasks: Sequence[str]
 
 
 def _finish(windows: Sequence[tuple[Piece, Outputs]], heads: Sequence[HeadCard]) -> Predicted | Failure:
+    """Do what `_put_together` does, or say that it takes more memory than there is."""
+    try:
+        return _put_together(windows, heads)
+    except MemoryError:
+        record = windows[0][0].record
+        reason = f"what is predicted of {len(record.sequence)} residues does not fit into memory"
+        return Failure(record=record, reason=reason)
+
+
+def _put_together(windows: Sequence[tuple[Piece, Outputs]], heads: Sequence[HeadCard]) -> Predicted | Failure:
     """Put the windows of a protein together, if it has several, and turn outputs into probabilities and values."""
     record = windows[0][0].record
     found = {}
