@@ -25,9 +25,18 @@ from protembed.errors import DependencyError, OutputError, ProtembedError, Train
 from protembed.layout import Packed
 from protembed.train.batches import Shape
 from protembed.train.checkpoints import list_checkpoints
-from protembed.train.config import MaskSection, ParallelSection, PretrainConfig, TrainSection, load_config
+from protembed.train.config import (
+    MaskSection,
+    ModelSection,
+    ParallelSection,
+    PretrainConfig,
+    TrainSection,
+    load_config,
+    make_card,
+)
 from protembed.train.data import Cursor, Packing, TokenStore
 from protembed.train.evaluation import ProteinLoss, perplexity, protein_losses
+from protembed.train.growth import can_grow
 from protembed.train.launch import Launch
 from protembed.train.masking import hide_groups, mask_tokens
 from protembed.train.objective import ahead
@@ -417,6 +426,13 @@ def test_a_damaged_checkpoint_is_one_clear_error(config_file: Path, tmp_path: Pa
     damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(ProtembedError, match="step_00000010"):
         trainer_of(config)
+
+
+def test_layers_that_end_in_a_norm_are_not_added() -> None:
+    encoder = make_card(ModelSection(name="x", d_model=8, n_layers=2, n_heads=2, d_ff=16)).encoder
+    small = replace(encoder, norm_order="post", final_norm=False)
+    assert can_grow(small, replace(small, d_ff=2 * small.d_ff))
+    assert not can_grow(small, replace(small, n_layers=3))
 
 
 def test_weights_to_start_from(config_file: Path, tmp_path: Path) -> None:

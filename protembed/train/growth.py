@@ -17,7 +17,12 @@ _WRITES = ("attention.out.weight", "feed_forward.down.weight")
 
 
 def can_grow(small: EncoderConfig, large: EncoderConfig) -> bool:
-    """Tell whether `large` is `small` with more layers, wider feed-forwards, or a stem that `small` has not."""
+    """Tell whether `large` is `small` with more layers, wider feed-forwards, or a stem that `small` has not.
+
+    Where norms come last (post), one more layer is one more norm: it does not compute the same.
+    """
+    if small.norm_order == "post" and small.n_layers != large.n_layers:
+        return False
     alike = replace(small, n_layers=large.n_layers, d_ff=large.d_ff, stem=large.stem) == large
     room = small.n_layers <= large.n_layers and small.d_ff <= large.d_ff and small.stem in (0, large.stem)
     return alike and room
