@@ -193,7 +193,7 @@ def test_it_stops_when_the_metric_stays_behind(job: Job) -> None:
 def test_proteins(job: Job, kind: str) -> None:
     """The share of hydrophobic residues, or whether it is above the middle."""
     job.told["kind"] = kind
-    shares = {name: (s, np.mean([r in HYDROPHOBIC for r in s])) for name, s in proteins(120).items()}
+    shares = {name: (s, np.mean([r in HYDROPHOBIC for r in s])) for name, s in proteins(240).items()}
     targets = {
         name: (sequence, 40 + 10 * share if kind == "sequence_value" else "high" if share > 0.5 else "low")
         for name, (sequence, share) in shares.items()
@@ -512,7 +512,7 @@ def test_baselines_of_the_benchmark(job: Job) -> None:
     _, (rho, *_) = accuracy.score(task, test.proteins, accuracy.by_composition(task, train))
     assert rho.value > 0.95
     line = accuracy.Line(task="stability", split="test", way="x", proteins=2, counted=2, scores=[rho])
-    assert f"| stability | test | 2 | x | spearman | {rho.value:.3f} |" in accuracy.markdown([line])
+    assert f"| stability | test | 2 | x | spearman | {rho.value:.3f} ({rho.low:.3f} to " in accuracy.markdown([line])
 
 
 def test_shipped_configurations_are_sound() -> None:
@@ -524,3 +524,19 @@ def test_shipped_configurations_are_sound() -> None:
     assert all(config.task.name == name and config.head.license for name, config in found.items())
     with pytest.raises(UsageError):
         load_task_config(folder / "ss3.toml", ["train.epochs=many"])
+
+
+def test_the_benchmark_says_whether_a_head_beats_its_twin() -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+    import accuracy
+
+    from protembed.predictions.report import Score
+
+    def line(way: str, value: float) -> accuracy.Line:
+        score = Score(name="spearman", value=value, low=value - 0.1, high=value + 0.1)
+        return accuracy.Line(task="stability", split="test", way=way, proteins=2, counted=2, scores=[score])
+
+    for value, verdict in ((0.5, "yes"), (0.3, "not by more than chance"), (-0.1, "no, worse")):
+        table = accuracy.summary([line("plain", 0.0), line(accuracy.TWIN, 0.2), line("own", value)], "own")
+        assert f"| {value:.3f} ({value - 0.1:.3f} to {value + 0.1:.3f}) |" in table
+        assert table.endswith(f"| plain 0.000 | {verdict} |")
