@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "protembed"
 
 FLOORS = [
     ["errors"],
-    ["alphabet"],
+    ["alphabet", "memory"],
     ["card", "records", "batching", "registry", "hub", "shard", "metrics"],
     ["survey", "sources", "layout", "tensorfile", "plan", "pieces"],
     ["encoder", "pretrained_heads"],

@@ -22,6 +22,7 @@ from protembed.heads.card import HeadCard, Kind
 from protembed.heads.file import save_head
 from protembed.heads.model import design_head
 from protembed.heads.modules import make_head
+from protembed.memory import available_memory
 from protembed.model import ProteinModel
 from protembed.names import find_head, heads_folder
 from protembed.pieces import Failure
@@ -219,6 +220,27 @@ def test_a_map_that_does_not_fit(limited: Path, head: MakeHead, monkeypatch: pyt
     assert [isinstance(item, Failure) for item in found] == [False, True, False]
     assert isinstance(found[1], Failure)
     assert found[1].reason == "what is predicted of 20 residues does not fit into memory"
+
+
+def test_a_map_that_is_too_large_is_not_begun(
+    limited: Path, head: MakeHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    heads, sequences = [head(limited, "contact"), head(limited, "ss3")], ["MKT", "A" * 20, "MK"]
+    monkeypatch.setattr(predictions, "available_memory", lambda: 10_000)
+    found = run_all(load_backend(limited), heads, sequences)
+    assert [isinstance(item, Failure) for item in found] == [False, True, False]
+    assert isinstance(found[1], Failure)
+    assert found[1].reason == "22 tokens do not fit into memory"
+    assert not any(isinstance(item, Failure) for item in run_all(load_backend(limited), heads[1:], sequences))
+    monkeypatch.setattr(predictions, "available_memory", lambda: None)
+    assert not any(isinstance(item, Failure) for item in run_all(load_backend(limited), heads, sequences))
+
+
+def test_memory_as_linux_tells_it(tmp_path: Path) -> None:
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:       24000 kB\nMemFree:         1 kB\nMemAvailable:    12000 kB\n")
+    assert available_memory(told) == 12_288_000
+    assert available_memory(tmp_path / "absent") is None
 
 
 def test_output_that_is_not_finite(model_file: Path, head: MakeHead, monkeypatch: pytest.MonkeyPatch) -> None:

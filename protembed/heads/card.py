@@ -39,6 +39,13 @@ class HeadConfig:
     def per_residue(self) -> bool:
         return self.kind.startswith("residue_")
 
+    def map_bytes(self, length: int) -> int:
+        """Guess the bytes that the maps of a protein of `length` tokens take at the most; 0 for what makes no maps."""
+        if self.kind != "contacts":
+            return 0
+        maps = {"pair": 90, "compact": 3 * self.n_heads + 4, "tape": 4}.get(self.design, 4 * self.hidden)
+        return 4 * maps * length**2
+
     def require_known(self) -> None:
         """Raise ModelError for a kind, design or input that this version does not know."""
         for name, known in (("kind", Kind), ("design", Design), ("reads", Reads)):

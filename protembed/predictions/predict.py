@@ -9,8 +9,9 @@ import numpy as np
 
 from protembed.backend import Backend, Predictor
 from protembed.batching import TokenBatch, pack
-from protembed.errors import UsageError
+from protembed.errors import OutOfMemoryError, UsageError
 from protembed.heads.card import HeadCard, require_distinct
+from protembed.memory import available_memory
 from protembed.names import bundled_head, find_head
 from protembed.pieces import Array, Failure, Piece, average_windows, cut, run_pieces
 from protembed.records import Record
@@ -128,7 +129,7 @@ def predict(
     options = options or PredictOptions()
     pieces = cut(records, predictor.card, long=options.long, max_length=options.max_length)
     budget = options.max_tokens or predictor.budget()
-    compute = partial(_compute, predictor=predictor, tasks=[head.task for head in heads])
+    compute = partial(_compute, predictor=predictor, heads=heads)
     windows: list[tuple[Piece, Outputs]] = []
     failed: Record | None = None
     nothing: Outputs = {}
@@ -146,9 +147,13 @@ def predict(
                 windows = []
 
 
-def _compute(pieces: Sequence[Piece], predictor: Predictor, tasks: Sequence[str]) -> list[Outputs]:
-    """Return the outputs of each piece by task."""
-    outputs = predictor.predict(TokenBatch.of([piece.tokens for piece in pieces]), tasks)
+def _compute(pieces: Sequence[Piece], predictor: Predictor, heads: Sequence[HeadCard]) -> list[Outputs]:
+    """Return the outputs of each piece by task. Raises OutOfMemoryError before the system would end the process."""
+    longest = max(len(piece.tokens) for piece in pieces)
+    needed, free = sum(head.config.map_bytes(longest) for head in heads), available_memory()
+    if free is not None and needed > free:
+        raise OutOfMemoryError(f"maps of {longest} tokens take about {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free")
+    outputs = predictor.predict(TokenBatch.of([piece.tokens for piece in pieces]), [head.task for head in heads])
     return [{task: proteins[number] for task, proteins in outputs.items()} for number in range(len(pieces))]
 
 
