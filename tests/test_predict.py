@@ -222,9 +222,7 @@ def test_a_map_that_does_not_fit(limited: Path, head: MakeHead, monkeypatch: pyt
     assert found[1].reason == "what is predicted of 20 residues does not fit into memory"
 
 
-def test_a_map_that_is_too_large_is_not_begun(
-    limited: Path, head: MakeHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_map_that_is_too_large_is_not_begun(limited: Path, head: MakeHead, monkeypatch: pytest.MonkeyPatch) -> None:
     heads, sequences = [head(limited, "contact"), head(limited, "ss3")], ["MKT", "A" * 20, "MK"]
     monkeypatch.setattr(predictions, "available_memory", lambda: 10_000)
     found = run_all(load_backend(limited), heads, sequences)
