@@ -153,9 +153,14 @@ class _Pen:
         return self.residues(drawing.add("Softmax", scores, axis=-1), 2, 3)
 
 
-def _residues_compact(pen: _Pen) -> str:
+def _with_neighbours(pen: _Pen) -> str:
+    """Draw what the residues of a compact and of a pair head begin with; (T, E)."""
     x = pen.gelu(pen.standardised(pen.read(), "scale", "inward"))  # (T, E)
-    x = pen.drawing.add("Add", x, pen.gelu(pen.along_chain(x, "mix")))
+    return pen.drawing.add("Add", x, pen.gelu(pen.along_chain(x, "mix")))
+
+
+def _residues_compact(pen: _Pen) -> str:
+    x = _with_neighbours(pen)
     return pen.residues(pen.rows(pen.drawing.linear(x, "outward")), 1)
 
 
@@ -208,8 +213,7 @@ def _contacts_compact(pen: _Pen) -> str:
 
 def _contacts_pair(pen: _Pen) -> str:
     add, drawing, channels = pen.drawing.add, pen.drawing, len(pen.tensors["outward.weight"][0])
-    x = pen.gelu(pen.standardised(pen.read(), "scale", "inward"))  # (T, E)
-    x = add("Add", x, pen.gelu(pen.along_chain(x, "mix")))
+    x = _with_neighbours(pen)
     width = pen.config.hidden
     split = drawing.whole(0, 0, channels, width // channels)  # 0: as it is
     sides = (add("Reshape", pen.rows(drawing.linear(x, name)), split) for name in ("left", "right"))  # (N, L, 8, R)
