@@ -24,17 +24,17 @@ import numpy as np
 import numpy.typing as npt
 from regression import fit, rotate
 
-from protembed.alphabet import STANDARD_RESIDUES
-from protembed.console import Console
-from protembed.labels.coding import Labelled
-from protembed.labels.dataset import DataSet
-from protembed.loading import ModelOptions, open_backend
-from protembed.metrics import bootstrap_interval
-from protembed.names import find_model, heads_folder
-from protembed.predictions.evaluate import ContactFigures, EvaluateOptions, Evaluation
-from protembed.predictions.report import Score
+from protembed.backends.load import ModelOptions, open_backend
+from protembed.checkpoints.find import find_model, heads_folder
+from protembed.cli.console import Console
+from protembed.inference.evaluate import ContactFigures, EvaluateOptions, Evaluation
+from protembed.inference.report import Score
+from protembed.sequences.alphabet import STANDARD_RESIDUES
 from protembed.tasks import TASKS, Task
-from protembed.train.supervised.config import TaskConfig, load_task_config
+from protembed.tasks.labels.dataset import DataSet
+from protembed.tasks.labels.encoding import Labelled
+from protembed.tasks.metrics import bootstrap_interval
+from protembed.training.finetune.config import TaskConfig, load_task_config
 
 Array = npt.NDArray[Any]
 CONFIGS = Path(__file__).parent.parent / "configs" / "tasks"

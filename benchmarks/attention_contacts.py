@@ -28,15 +28,15 @@ import numpy.typing as npt
 import torch
 from l1_regression import L1Regression, fit
 
-from protembed import checkpoint
-from protembed.backend import Backend
-from protembed.console import Console, print_table
-from protembed.loading import ModelOptions, open_model
-from protembed.metrics import RANGES, Separation, top_contacts
-from protembed.model import ProteinModel
-from protembed.names import find_model
-from protembed.tensorfile import SafetensorsFile
-from protembed.torch_backend import TorchBackend
+from protembed.backends.base import Backend
+from protembed.backends.load import ModelOptions, open_model
+from protembed.backends.torch_backend import TorchBackend
+from protembed.checkpoints import native as checkpoint
+from protembed.checkpoints.find import find_model
+from protembed.checkpoints.tensor_file import SafetensorsFile
+from protembed.cli.console import Console, print_table
+from protembed.models.protein_model import ProteinModel
+from protembed.tasks.metrics import RANGES, Separation, top_contacts
 
 CONTACT = 8.0  # A
 APART = 6

@@ -51,7 +51,7 @@ from contenders import (
     usual_peers,
 )
 
-from protembed.records import Record, read_fasta
+from protembed.sequences.records import Record, read_fasta
 
 LENGTHS = range(30, 2001)
 """Proteins of these lengths are drawn: no contender truncates or cuts them."""

@@ -30,15 +30,15 @@ import packed_corpus
 import slices
 import torch
 
-from protembed import checkpoint
-from protembed.alphabet import PROTEMBED
-from protembed.console import Console, show_error
+from protembed.backends.torch_backend import choose_device
+from protembed.checkpoints import native as checkpoint
+from protembed.cli.console import Console, show_error
 from protembed.errors import OutputError, ProtembedError, TrainingError
-from protembed.torch_backend import choose_device
-from protembed.train.checkpoints import list_checkpoints
-from protembed.train.config import load_config
-from protembed.train.corpus import open_corpus
-from protembed.train.evaluation import perplexity, protein_losses
+from protembed.sequences.alphabet import PROTEMBED
+from protembed.training.checkpoints import list_checkpoints
+from protembed.training.corpus.corpus import open_corpus
+from protembed.training.pretrain.config import load_config
+from protembed.training.pretrain.perplexity import perplexity, protein_losses
 
 MEGABYTE = 1_000_000
 MEBIBYTE = 1 << 20

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from protembed.console import Console, print_table
+from protembed.cli.console import Console, print_table
 from protembed.errors import InputError
 
 EXPONENTS = np.geomspace(0.01, 3, 600)

@@ -22,7 +22,7 @@ GB = 1e9
 
 LOAD = """
 import sys
-from protembed.loading import ModelOptions, open_model
+from protembed.backends.load import ModelOptions, open_model
 model = open_model(ModelOptions(model=sys.argv[1], device="cpu", dtype=sys.argv[2], threads=1))
 print(sum(tensor.nbytes for tensor in model.state_dict().values()))
 """

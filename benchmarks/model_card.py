@@ -20,12 +20,12 @@ import attention_contacts
 import perplexity
 import probe
 
-from protembed.checkpoint import count_parameters
-from protembed.console import Console
-from protembed.loading import ModelOptions, open_model
-from protembed.model import ProteinModel
-from protembed.names import find_model
-from protembed.records import read_fasta
+from protembed.backends.load import ModelOptions, open_model
+from protembed.checkpoints.find import find_model
+from protembed.checkpoints.native import count_parameters
+from protembed.cli.console import Console
+from protembed.models.protein_model import ProteinModel
+from protembed.sequences.records import read_fasta
 
 LONGEST = 1022  # residues of a protein that count for the perplexity
 

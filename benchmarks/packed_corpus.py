@@ -16,10 +16,10 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from protembed.alphabet import Alphabet
 from protembed.errors import InputError, OutputError
-from protembed.train.corpus import Corpus, open_corpus
-from protembed.train.data import TokenStore
+from protembed.sequences.alphabet import Alphabet
+from protembed.training.corpus.corpus import Corpus, open_corpus
+from protembed.training.corpus.packing import TokenStore
 
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 26, "lc": 0, "lp": 0, "pb": 0}]
 PART = "packed.part"

@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from protembed.alphabet import STANDARD_RESIDUES
-from protembed.batching import pack
-from protembed.console import Console, print_table
-from protembed.loading import ModelOptions, open_model
-from protembed.model import ProteinModel
-from protembed.records import read_fasta
-from protembed.train.evaluation import ProteinLoss, perplexity, protein_losses
+from protembed.backends.load import ModelOptions, open_model
+from protembed.cli.console import Console, print_table
+from protembed.models.protein_model import ProteinModel
+from protembed.sequences.alphabet import STANDARD_RESIDUES
+from protembed.sequences.batching import pack
+from protembed.sequences.records import read_fasta
+from protembed.training.pretrain.perplexity import ProteinLoss, perplexity, protein_losses
 
 BOUNDS = (1, 128, 256, 512, 1023)
 OTHER = len(STANDARD_RESIDUES)

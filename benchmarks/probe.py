@@ -21,14 +21,14 @@ import numpy.typing as npt
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 from regression import Features, fit
 
-from protembed.alphabet import STANDARD_RESIDUES
-from protembed.backend import Backend
-from protembed.batching import TokenBatch, pack
-from protembed.console import Console, print_table
-from protembed.loading import ModelOptions, open_model
-from protembed.model import ProteinModel
-from protembed.records import Record, read_fasta
-from protembed.torch_backend import TorchBackend
+from protembed.backends.base import Backend
+from protembed.backends.load import ModelOptions, open_model
+from protembed.backends.torch_backend import TorchBackend
+from protembed.cli.console import Console, print_table
+from protembed.models.protein_model import ProteinModel
+from protembed.sequences.alphabet import STANDARD_RESIDUES
+from protembed.sequences.batching import TokenBatch, pack
+from protembed.sequences.records import Record, read_fasta
 
 STATES = "HEC"
 SETS = ("train", "val", "test_CB513")

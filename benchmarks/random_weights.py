@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from protembed.card import EncoderConfig, MlmHeadConfig, ModelCard
-from protembed.convert import esm, megatron
-from protembed.convert.alphabets import ESM, MEGATRON, fit
-from protembed.convert.recipe import Table, make_rules
-from protembed.model import ProteinModel
+from protembed.checkpoints.foreign import esm, megatron
+from protembed.checkpoints.foreign.alphabets import ESM, MEGATRON, fit
+from protembed.checkpoints.foreign.conversion import Table, make_rules
+from protembed.models.config import EncoderConfig, MlmHeadConfig, ModelCard
+from protembed.models.protein_model import ProteinModel
 
 ESM2 = EncoderConfig(
     vocab_size=33, d_model=1280, n_layers=33, n_heads=20, d_ff=5120, mask_id=ESM.mask_id, token_dropout=0.12

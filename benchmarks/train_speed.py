@@ -32,16 +32,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import EsmConfig, EsmForMaskedLM
 
-from protembed.alphabet import PROTEMBED
-from protembed.console import print_table
-from protembed.model import ProteinModel
-from protembed.records import read_fasta
-from protembed.train.batches import Batch
-from protembed.train.config import MaskSection, ModelSection, TrainSection, make_card
-from protembed.train.data import Cursor, Packing, TokenStore
-from protembed.train.masking import mask_tokens
-from protembed.train.objective import MaskedResidues
-from protembed.train.optimizer import build_optimizers
+from protembed.cli.console import print_table
+from protembed.models.protein_model import ProteinModel
+from protembed.sequences.alphabet import PROTEMBED
+from protembed.sequences.records import read_fasta
+from protembed.training.corpus.packing import Cursor, Packing, TokenStore
+from protembed.training.optimizer import build_optimizers
+from protembed.training.pretrain.batches import Batch
+from protembed.training.pretrain.config import MaskSection, ModelSection, TrainSection, make_card
+from protembed.training.pretrain.masking import mask_tokens
+from protembed.training.pretrain.objective import MaskedResidues
 
 SEED = 0
 MAX_RESIDUES = 1022

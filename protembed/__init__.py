@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from protembed.api import Model, load
     from protembed.errors import ProtembedError
-    from protembed.hdf5.store import EmbeddingStore
-    from protembed.records import Record
+    from protembed.outputs.store import EmbeddingStore
+    from protembed.sequences.records import Record
 
     open = EmbeddingStore  # noqa: A001 (protembed.open reads as h5py.File does)
 
@@ -22,10 +22,10 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": ("protembed.api", "load"),
     "Model": ("protembed.api", "Model"),
-    "Record": ("protembed.records", "Record"),
+    "Record": ("protembed.sequences.records", "Record"),
     "ProtembedError": ("protembed.errors", "ProtembedError"),
-    "EmbeddingStore": ("protembed.hdf5.store", "EmbeddingStore"),
-    "open": ("protembed.hdf5.store", "EmbeddingStore"),
+    "EmbeddingStore": ("protembed.outputs.store", "EmbeddingStore"),
+    "open": ("protembed.outputs.store", "EmbeddingStore"),
 }
 
 

@@ -8,16 +8,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from protembed.alphabet import STANDARD_RESIDUES
-from protembed.backend import Backend, Output
-from protembed.batching import TokenBatch, pack
-from protembed.card import DEFAULT_MODEL
-from protembed.embed import EmbedOptions, Pool, embed
+from protembed.backends.base import Backend, Output
+from protembed.backends.load import ModelOptions, open_backend
 from protembed.errors import InputError, ProtembedError, UsageError
-from protembed.loading import ModelOptions, open_backend
-from protembed.pieces import Failure
-from protembed.predictions.predict import Prediction, PredictOptions, attach_heads, predict
-from protembed.records import Record, clean, read_fasta
+from protembed.inference.embed import EmbedOptions, Pool, embed
+from protembed.inference.predict import PredictOptions, attach_heads, predict
+from protembed.models.config import DEFAULT_MODEL
+from protembed.sequences.alphabet import STANDARD_RESIDUES
+from protembed.sequences.batching import TokenBatch, pack
+from protembed.sequences.records import Record, clean, read_fasta
+from protembed.sequences.windows import Failure
+from protembed.tasks.prediction import Prediction
 
 Array = npt.NDArray[np.floating[Any]]
 Source = str | Path | Iterable[str | Record]

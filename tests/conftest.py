@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from protembed import checkpoint
-from protembed.model import ProteinModel
-from protembed.torch_backend import TorchBackend
-from protembed.train.config import ModelSection, make_card
+from protembed.backends.torch_backend import TorchBackend
+from protembed.checkpoints import native as checkpoint
+from protembed.models.protein_model import ProteinModel
+from protembed.training.pretrain.config import ModelSection, make_card
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 
 SEQUENCES = {
     "sp|P0A7Y4|RNH_ECOLI": "MLKQVEIFTDGSCLGNPGPGGYGAILRYRGREKTFSAGYTRTTNNRMELMAAIVALEALKEHCEVILSTDSQYVRQGITQWIHNWKKRGWKTADKKPVKNVDLWQRLDAALGQHQIKWEWVKGHAGHPENERCDELARAAAMNPTLEDTGYQVEV",  # noqa: E501

@@ -11,38 +11,33 @@ PACKAGE = Path(__file__).parent.parent / "protembed"
 
 FLOORS = [
     ["errors"],
-    ["alphabet", "memory"],
-    ["card", "records", "batching", "registry", "hub", "shard", "metrics"],
-    ["survey", "sources", "layout", "tensorfile", "plan", "pieces"],
-    ["encoder", "pretrained_heads"],
-    ["model"],
-    ["checkpoint"],
-    ["heads"],
-    ["labels"],
-    ["tasks", "convert"],
-    ["backend"],
-    ["torch_backend", "onnx"],
-    ["names"],
-    ["loading"],
-    ["embed", "train", "plots", "export"],
-    ["hdf5"],
-    ["job"],
-    ["contacts", "console", "predictions"],
-    ["api", "cli"],
+    ["sequences"],
+    ["models"],
+    ["tasks"],
+    ["outputs", "checkpoints"],
+    ["backends"],
+    ["inference", "training"],
+    ["api"],
+    ["cli"],
     ["__main__"],
 ]
-"""A module imports only from floors below its own; modules of one folder may know each other."""
+"""A room imports only from floors below its own."""
+
+ROOMS = {
+    "inference": [["memory"], ["embed", "predict"], ["run", "report"], ["contacts", "predict_run", "evaluate"]],
+}
+"""Floors inside a room where much happens."""
 
 HOMES = {
     "typer": {"cli"},
-    "rich": {"console"},
-    "onnxruntime": {"onnx.session"},
-    "h5py": {"hdf5"},
-    "Bio": {"records"},
-    "matplotlib": {"train.curve", "plots"},
-    "huggingface_hub": {"hub"},
-    "lmdb": {"sources"},
-    "pyarrow": {"sources"},
+    "rich": {"cli.console"},
+    "onnxruntime": {"backends.onnx.session"},
+    "h5py": {"outputs"},
+    "Bio": {"sequences.records"},
+    "matplotlib": {"training.curve", "outputs.plots"},
+    "huggingface_hub": {"checkpoints.hub"},
+    "lmdb": {"sequences.readers"},
+    "pyarrow": {"sequences.readers"},
 }
 
 RANK = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -75,6 +70,19 @@ def test_imports_point_down(path: Path) -> None:
         other = rest.split(".")[0]
         if package == "protembed" and other and other != own:
             assert RANK[other] < RANK[own], f"{own} imports {other}, which does not stand below it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down_inside_a_room(path: Path) -> None:
+    room, _, own = name_of(path).partition(".")
+    if room not in ROOMS or not own:
+        return
+    rank = {name: floor for floor, names in enumerate(ROOMS[room]) for name in names}
+    own = own.split(".")[0]
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[:2] == ["protembed", room] and len(parts) > 2 and parts[2] != own:
+            assert rank[parts[2]] < rank[own], f"{room}.{own} imports {parts[2]}, which does not stand below it"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from protembed import checkpoint
-from protembed.alphabet import PROTEMBED, STANDARD_RESIDUES
+from protembed.backends.torch_backend import TorchBackend
+from protembed.checkpoints import native as checkpoint
 from protembed.errors import InputError
-from protembed.model import ProteinModel
-from protembed.torch_backend import TorchBackend
-from protembed.train.corpus import open_corpus, prepare_corpus
-from protembed.train.evaluation import perplexity as mean_perplexity
+from protembed.models.protein_model import ProteinModel
+from protembed.sequences.alphabet import PROTEMBED, STANDARD_RESIDUES
+from protembed.training.corpus.corpus import open_corpus, prepare_corpus
+from protembed.training.pretrain.perplexity import perplexity as mean_perplexity
 from tests.conftest import SEQUENCES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protembed.card import DEFAULT_MODEL
+from protembed.models.config import DEFAULT_MODEL
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from protembed import __version__
-from protembed.console import Console, show_error
+from protembed.cli.console import Console, show_error
 from protembed.errors import ProtembedError
 
 app = typer.Typer(

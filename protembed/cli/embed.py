@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from protembed.card import DEFAULT_MODEL
 from protembed.cli.app import app
+from protembed.cli.console import Console, print_table
 from protembed.cli.options import (
     CheckpointVersion,
     Device,
@@ -22,7 +22,7 @@ from protembed.cli.options import (
     carry_out,
     told,
 )
-from protembed.console import Console, print_table
+from protembed.models.config import DEFAULT_MODEL
 
 
 @app.command()
@@ -61,12 +61,12 @@ def embed(
     quiet: Quiet = False,
 ) -> None:
     """Turn FASTA into embeddings, written to HDF5."""
-    from protembed.embed import EmbedOptions
-    from protembed.hdf5.target import Target
-    from protembed.job import EmbedJob, JobOptions, parse_budget
-    from protembed.loading import ModelOptions, open_backend
-    from protembed.records import input_files
-    from protembed.shard import parse_shard
+    from protembed.backends.load import ModelOptions, open_backend
+    from protembed.inference.embed import EmbedOptions
+    from protembed.inference.run import EmbedJob, JobOptions, parse_budget
+    from protembed.outputs.files import Target
+    from protembed.sequences.records import input_files
+    from protembed.sequences.shard import parse_shard
 
     console = Console(quiet=quiet)
     part, budget = parse_shard(shard), parse_budget(max_tokens)
@@ -125,9 +125,9 @@ def contacts(
     quiet: Quiet = False,
 ) -> None:
     """Turn FASTA into probabilities of contact between residues; the model must have a contact regression (ESM-2)."""
-    from protembed.contacts import ContactJob, ContactOptions
-    from protembed.loading import ModelOptions, open_backend
-    from protembed.records import input_files
+    from protembed.backends.load import ModelOptions, open_backend
+    from protembed.inference.contacts import ContactJob, ContactOptions
+    from protembed.sequences.records import input_files
 
     console = Console(quiet=quiet)
     loading = ModelOptions(

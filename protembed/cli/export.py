@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from protembed.cli.app import app
+from protembed.cli.console import Console
 from protembed.cli.options import CheckpointVersion, Heads, Offline, Overwrite, Variant, told
-from protembed.console import Console
 
 
 @app.command()
@@ -30,8 +30,8 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model as ONNX, for protembed embed -m FILE.onnx: without torch, and faster on a CPU."""
-    from protembed.export import ExportOptions, export_model
-    from protembed.loading import ModelOptions
+    from protembed.backends.load import ModelOptions
+    from protembed.backends.onnx.export import ExportOptions, export_model
 
     words = told(variant, checkpoint_version, n_heads)
     source = ModelOptions(model=model, device="cpu", dtype="float32", offline=offline, **words)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from protembed.cli.app import app
+from protembed.cli.console import Console, print_table
 from protembed.cli.options import CheckpointVersion, Heads, Offline, Overwrite, Variant, told
-from protembed.console import Console, print_table
 
 models = typer.Typer(help="Models by name: list (the default), info, pull.")
 app.add_typer(models, name="models")
@@ -22,7 +22,7 @@ def _models(context: typer.Context) -> None:
 @models.command("list")
 def list_all() -> None:
     """List the models that are shipped, in the cache of the Hugging Face hub, or known by name."""
-    from protembed.names import list_models
+    from protembed.backends.catalog import list_models
 
     print_table("models", *list_models())
 
@@ -30,7 +30,7 @@ def list_all() -> None:
 @models.command()
 def info(name: Annotated[str, typer.Argument(help="The name or path of a model.")]) -> None:
     """Show one model: its size, limit, licence, source and place."""
-    from protembed.names import describe_model
+    from protembed.backends.catalog import describe_model
 
     print_table(name, ["what", "value"], describe_model(name))
 
@@ -39,7 +39,7 @@ def info(name: Annotated[str, typer.Argument(help="The name or path of a model."
 @app.command()
 def pull(name: Annotated[str, typer.Argument(help="A known name or an id of the Hugging Face hub.")]) -> None:
     """Download a model into the cache of the Hugging Face hub, check it, and say what to copy elsewhere."""
-    from protembed.names import pull_model
+    from protembed.backends.catalog import pull_model
 
     for line in pull_model(name):
         Console().say(line)
@@ -57,7 +57,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a checkpoint into a native one: a .safetensors file that says everything about itself."""
-    from protembed.loading import ModelOptions, convert_model
+    from protembed.backends.load import ModelOptions, convert_model
 
     words = told(variant, checkpoint_version, n_heads)
     options = ModelOptions(model=source, device="cpu", dtype=dtype, offline=offline, **words)

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from protembed.console import Console
+from protembed.cli.console import Console
 
 if TYPE_CHECKING:
-    from protembed.contacts import ContactJob
-    from protembed.job import EmbedJob
-    from protembed.predictions.job import PredictJob
+    from protembed.inference.contacts import ContactJob
+    from protembed.inference.predict_run import PredictJob
+    from protembed.inference.run import EmbedJob
 
 Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")]
 ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `protembed models` lists, or a path.")]

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from protembed.card import DEFAULT_MODEL
 from protembed.cli.app import app
+from protembed.cli.console import Console, print_data, print_table
 from protembed.cli.options import Device, Dtype, Heads, ModelName, Offline, Overwrite, Quiet, Threads, carry_out
-from protembed.console import Console, print_data, print_table
 from protembed.errors import UsageError
+from protembed.models.config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from protembed.predictions.evaluate import Evaluation
+    from protembed.inference.evaluate import Evaluation
 
 LongPolicy = Annotated[
     Literal["split", "error", "skip"], typer.Option(help="What happens past the model's limit; split: in windows.")
@@ -54,11 +54,11 @@ def predict(
     The table has a line a residue, a protein or a contact: id, task, position, residue, partner (contacts), label,
     value (a probability, or the value that is predicted).
     """
-    from protembed.job import parse_budget
-    from protembed.loading import ModelOptions, open_backend
-    from protembed.predictions.job import PredictionOutput, PredictJob
-    from protembed.predictions.predict import PredictOptions, list_tasks
-    from protembed.records import input_files
+    from protembed.backends.load import ModelOptions, open_backend
+    from protembed.inference.predict import PredictOptions, list_tasks
+    from protembed.inference.predict_run import PredictionOutput, PredictJob
+    from protembed.inference.run import parse_budget
+    from protembed.sequences.records import input_files
 
     if task == "list":
         print_table("tasks", *list_tasks(Path(model).stem))
@@ -96,10 +96,10 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a head on labelled proteins: the task's metrics with 95 % intervals (bootstrap over proteins)."""
-    from protembed.job import parse_budget
-    from protembed.loading import ModelOptions, open_backend
-    from protembed.predictions.evaluate import EvaluateOptions, Evaluation
-    from protembed.predictions.predict import PredictOptions
+    from protembed.backends.load import ModelOptions, open_backend
+    from protembed.inference.evaluate import EvaluateOptions, Evaluation
+    from protembed.inference.predict import PredictOptions
+    from protembed.inference.run import parse_budget
 
     console = Console(quiet=quiet)
     loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from protembed.cli.app import app
+from protembed.cli.console import Console, print_table
 from protembed.cli.options import Overwrite, Quiet
-from protembed.console import Console, print_table
 
 
 @app.command()
@@ -27,8 +27,8 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Turn files of proteins into a corpus for pretraining; a second start goes on where the first one stopped."""
-    from protembed.alphabet import PROTEMBED
-    from protembed.train.corpus import CorpusJob, open_corpus
+    from protembed.sequences.alphabet import PROTEMBED
+    from protembed.training.corpus.corpus import CorpusJob, open_corpus
 
     job = CorpusJob(
         sources=tuple(sources),

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protembed.cli.app import app
+from protembed.cli.console import Console, print_table
 from protembed.cli.options import Quiet
-from protembed.cli.training import pretrain
-from protembed.console import Console, print_table
+from protembed.cli.pretrain import pretrain
 
 if TYPE_CHECKING:
-    from protembed.train.supervised.trainer import HeadTrainer
+    from protembed.training.finetune.trainer import HeadTrainer
 
 
 @app.command()
@@ -26,9 +26,9 @@ def train(
 
     A configuration without a task is one of pretraining, and is carried out as such.
     """
-    from protembed.train.settings import read_toml
-    from protembed.train.supervised.config import load_task_config
-    from protembed.train.supervised.trainer import HeadTrainer
+    from protembed.training.config import read_toml
+    from protembed.training.finetune.config import load_task_config
+    from protembed.training.finetune.trainer import HeadTrainer
 
     if "task" not in (values := read_toml(config)) and "model" in values:
         pretrain(config, settings, quiet=quiet)
@@ -38,7 +38,7 @@ def train(
 
 def _carry_out(trainer: "HeadTrainer", console: Console) -> None:
     """Train, show how far it is, and say what came of it, also when the run was told to end."""
-    from protembed.train.supervised.curve import draw_curve
+    from protembed.training.finetune.curve import draw_curve
 
     for line in trainer.introduce():
         console.say(line)

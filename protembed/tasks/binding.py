@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from protembed.labels.coding import Coding
-from protembed.metrics import Array, Metric, f1, mcc
+from protembed.tasks.labels.encoding import Coding
+from protembed.tasks.metrics import Array, Metric, f1, mcc
 from protembed.tasks.task import Task
 
 LIGANDS = {"M": "metal ion", "N": "nucleic acid", "S": "small molecule"}

@@ -1,7 +1,7 @@
 """Conservation of residues among relatives."""
 
-from protembed.labels.coding import Coding
-from protembed.metrics import Array, mcc
+from protembed.tasks.labels.encoding import Coding
+from protembed.tasks.metrics import Array, mcc
 from protembed.tasks.task import CLASS_METRICS, Task
 
 _CONSERVED = 5  # index of class 6: classes 6 to 9 are conserved in the 2-state figure of Marquet et al. 2021

@@ -1,7 +1,7 @@
 """Disorder, as measured by NMR chemical shifts."""
 
-from protembed.labels.coding import Coding
-from protembed.metrics import Array, auc
+from protembed.tasks.labels.encoding import Coding
+from protembed.tasks.metrics import Array, auc
 from protembed.tasks.task import VALUE_METRICS, Task
 
 DISORDERED = 8.0

@@ -1,6 +1,6 @@
 """Membrane topology and signal peptides."""
 
-from protembed.labels.coding import Coding
+from protembed.tasks.labels.encoding import Coding
 from protembed.tasks.task import CLASS_METRICS, Task
 
 TASK = Task(

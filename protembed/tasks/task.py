@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from protembed.heads.card import HeadCard, Kind
-from protembed.labels.coding import Coding
-from protembed.labels.dataset import Choice, DataSet, read_labelled
-from protembed.labels.formats import Files
-from protembed.metrics import Metric, accuracy, macro_accuracy, macro_f1, mcc, rmse, spearman
+from protembed.models.head_config import HeadCard, Kind
+from protembed.tasks.labels.dataset import Choice, DataSet, read_labelled
+from protembed.tasks.labels.encoding import Coding
+from protembed.tasks.labels.formats import Files
+from protembed.tasks.metrics import Metric, accuracy, macro_accuracy, macro_f1, mcc, rmse, spearman
 
 CONTACT_METRIC = "precision_at_l5"
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from protembed.api import Model
-from protembed.layout import Packed
-from protembed.model import ProteinModel
-from protembed.torch_backend import TorchBackend
+from protembed.backends.torch_backend import TorchBackend
+from protembed.models.packing import Packed
+from protembed.models.protein_model import ProteinModel
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 TOGETHER = ("packed", "packedall")  # several proteins in one row

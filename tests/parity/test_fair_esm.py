@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from protembed.convert import load_foreign
-from protembed.layout import Packed
+from protembed.checkpoints.foreign import load_foreign
+from protembed.models.packing import Packed
 from tests.parity.test_transformers import randomise
 
 esm = pytest.importorskip("esm")

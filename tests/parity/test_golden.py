@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from protembed.convert import load_foreign
+from protembed.checkpoints.foreign import load_foreign
 from tests.parity.compare import differences, standard_logits
 
 GOLDEN = Path(__file__).parents[1] / "golden"

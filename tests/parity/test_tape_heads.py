@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import protembed
-from protembed import checkpoint
-from protembed.convert import load_foreign
-from protembed.convert.tape_heads import load_tape_head
+from protembed.checkpoints import native as checkpoint
+from protembed.checkpoints.foreign import load_foreign
+from protembed.checkpoints.foreign.tape_heads import load_tape_head
+from protembed.checkpoints.head_files import save_head
 from protembed.errors import ModelError
-from protembed.heads.file import save_head
-from protembed.heads.model import run_heads
-from protembed.layout import Packed
+from protembed.models.heads.run import run_heads
+from protembed.models.packing import Packed
 from tests.conftest import Run, write_fasta
 from tests.parity.test_reference import INDEX, REFERENCE
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from protembed.convert import load_foreign
-from protembed.convert.alphabets import ESM, PROTBERT
-from protembed.layout import Packed
+from protembed.checkpoints.foreign import load_foreign
+from protembed.checkpoints.foreign.alphabets import ESM, PROTBERT
+from protembed.models.packing import Packed
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,0 +1,236 @@
+"""How proteins lie in an ONNX graph, and the attention that goes with it: the counterpart of layout.py.
+
+Legend: T tokens, N proteins, L tokens a protein, D d_model, H heads, K head dim.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from protembed.backends.onnx.builder import MICROSOFT, Drawing, Value
+from protembed.models.config import EncoderConfig
+
+AttentionKind = Literal["fused", "plain", "packed"]
+"""onnxruntime's own operators; those that every runtime has; those for CUDA over packed proteins."""
+
+FREQUENCIES = "rotary.frequencies"
+"""The weight that holds the rotary angles of one position, (K / 2,); the model computes them, a graph stores them."""
+
+QUERIES, KEYS, MAPS = "queries", "keys", "maps"
+"""Values that a graph names layer by layer: turned queries and keys (N, L, D), or the maps (N, H, L, L) it makes."""
+
+_END = 2**31 - 1  # of a slice, however long what is sliced
+
+
+class GraphLayout(ABC):
+    """Where proteins begin and end in a graph.
+
+    `tokens` and `positions` are values of the graph, `sizes` names the dimensions of the tokens.
+    """
+
+    tokens = "tokens"
+    positions: str
+    sizes: tuple[str, ...]
+
+    def __init__(self, config: EncoderConfig, drawing: Drawing) -> None:
+        self._config, self._drawing = config, drawing
+        self._lay_out()
+        self._cosine, self._sine = self._rotation() if config.position == "rotary" else ("", "")
+
+    @abstractmethod
+    def _lay_out(self) -> None:
+        """Declare the inputs, and draw what tells positions and shapes."""
+
+    @abstractmethod
+    def shape(self, width: int) -> str:
+        """Return the shape of the tokens with a last dimension of `width`."""
+
+    @abstractmethod
+    def share(self, flags: str) -> str:
+        """Return the share of flagged tokens in each one's protein, in a shape that fits the tokens'."""
+
+    @abstractmethod
+    def first(self, x: str) -> str:
+        """Return the first token of every protein; (T, D) -> (N, D)."""
+
+    @abstractmethod
+    def attend(self, q: str, k: str, v: str, layer: int) -> str:
+        """Turn q and k by their positions, and attend within every protein; all are (T, D).
+
+        What contact heads read of a layer (from 0) is named: see heads.py.
+        """
+
+    def convolve(self, x: str, weight: str, width: int) -> str:
+        """Convolve every column with its own of `weight` (width, D) within every protein; (T, D)."""
+        drawing, add, gap = self._drawing, self._drawing.add, width // 2
+        apart, axis = self._pad(x, gap)
+        mixed = ""
+        for row in range(width):
+            stop = row - 2 * gap if row < 2 * gap else _END
+            moved = add("Slice", apart, drawing.whole(row), drawing.whole(stop), drawing.whole(axis))
+            term = add("Mul", self._inside(moved, row - gap), drawing.vector(weight, slice(row, row + 1)))
+            mixed = add("Add", mixed, term) if mixed else term
+        return add("Reshape", mixed, drawing.whole(-1, self._config.d_model))
+
+    @abstractmethod
+    def _pad(self, x: str, gap: int) -> tuple[str, int]:
+        """Put `gap` rows of zeros before and after the tokens; return the axis of these, too."""
+
+    def _inside(self, moved: str, offset: int) -> str:
+        """Set tokens to zero that come from `offset` places away in another protein."""
+        return moved
+
+    def _rotation(self) -> tuple[str, str]:
+        """Draw cosine and sine of the rotary angles, (positions, K / 2); in float32, they go into the thousands."""
+        drawing = self._drawing
+        places = drawing.add("Unsqueeze", drawing.cast(self.positions, "float32"), drawing.whole(1))
+        angles = drawing.add("Mul", places, drawing.vector(FREQUENCIES, dtype="float32"))
+        turns = drawing.add("Cos", angles), drawing.add("Sin", angles)
+        if drawing.dtype == "float32":
+            return turns
+        return drawing.cast(turns[0], drawing.dtype), drawing.cast(turns[1], drawing.dtype)
+
+    def _turn(self, x: str) -> str:
+        """Apply onnxruntime's rotary embedding; (rows, positions, D). A row begins at position 0 of the angles."""
+        first = self._drawing.whole(0)
+        return self._drawing.add("RotaryEmbedding", x, first, self._cosine, self._sine, domain=MICROSOFT)
+
+
+class Rows(GraphLayout):
+    """N proteins of one length: tokens (N, L), with onnxruntime's attention, which never holds a map (L, L)."""
+
+    sizes = ("proteins", "length")
+
+    def _lay_out(self) -> None:
+        drawing = self._drawing
+        drawing.graph.inputs[self.tokens] = Value(dtype="int64", shape=self.sizes)
+        self._dimensions = drawing.add("Shape", self.tokens)
+        self._wide = drawing.add("Concat", self._dimensions, drawing.whole(-1), axis=0)  # [N, L, -1]
+        length = drawing.add("Gather", self._dimensions, drawing.scalar(1, "int64"))
+        self.positions = drawing.add("Range", drawing.scalar(0, "int64"), length, drawing.scalar(1, "int64"))  # (L,)
+
+    def shape(self, width: int) -> str:
+        return self._wide
+
+    def share(self, flags: str) -> str:
+        return self._drawing.add("ReduceMean", flags, self._drawing.whole(1), keepdims=1)  # (N, 1)
+
+    def _pad(self, x: str, gap: int) -> tuple[str, int]:
+        rows = self._drawing.add("Reshape", x, self._wide)  # (N, L, D)
+        return self._drawing.add("Pad", rows, self._drawing.whole(0, gap, 0, 0, gap, 0)), 1
+
+    def first(self, x: str) -> str:
+        rows = self._drawing.add("Reshape", x, self._wide)  # (N, L, D)
+        return self._drawing.add("Gather", rows, self._drawing.scalar(0, "int64"), axis=1)
+
+    def attend(self, q: str, k: str, v: str, layer: int) -> str:
+        add, config = self._drawing.add, self._config
+        q, k, v = (add("Reshape", x, self._wide) for x in (q, k, v))  # (N, L, D)
+        if config.position == "rotary":
+            q, k = self._turn(q), self._turn(k)
+        self._drawing.named(f"{QUERIES}.{layer}", q)
+        self._drawing.named(f"{KEYS}.{layer}", k)
+        mixed = add("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=config.n_heads)
+        return add("Reshape", mixed, self._drawing.whole(-1, config.d_model))
+
+
+class PlainRows(Rows):
+    """The same with operators that every runtime has; it holds the maps of all heads, (N, H, L, L)."""
+
+    def attend(self, q: str, k: str, v: str, layer: int) -> str:
+        drawing, config = self._drawing, self._config
+        add, head_dim = drawing.add, config.d_model // config.n_heads
+        split = add("Concat", self._dimensions, drawing.whole(config.n_heads, head_dim), axis=0)  # [N, L, H, K]
+        q, k, v = (add("Reshape", x, split) for x in (q, k, v))
+        q, k, v = (self._transpose(x) for x in (q, k, v))  # (N, H, L, K)
+        if config.position == "rotary":
+            q, k = self._turn(q), self._turn(k)
+        q = add("Mul", q, drawing.scalar(head_dim**-0.5, drawing.dtype))
+        scores = add("MatMul", q, drawing.add("Transpose", k, perm=(0, 1, 3, 2)))  # (N, H, L, L)
+        maps = add("Softmax", scores, axis=-1)
+        drawing.named(f"{MAPS}.{layer}", maps)
+        mixed = add("MatMul", maps, v)  # (N, H, L, K)
+        return add("Reshape", self._transpose(mixed), drawing.whole(-1, config.d_model))
+
+    def _transpose(self, x: str) -> str:
+        return self._drawing.add("Transpose", x, perm=(0, 2, 1, 3))
+
+    def _turn(self, x: str) -> str:
+        """Turn the two halves of every head by the token's angles, as encoder.rotate does; (N, H, L, K)."""
+        drawing, add = self._drawing, self._drawing.add
+        half = self._config.d_model // self._config.n_heads // 2
+        last = drawing.whole(-1)
+        first = add("Slice", x, drawing.whole(0), drawing.whole(half), last)
+        second = add("Slice", x, drawing.whole(half), drawing.whole(2 * half), last)
+        left = add("Sub", add("Mul", first, self._cosine), add("Mul", second, self._sine))
+        right = add("Add", add("Mul", second, self._cosine), add("Mul", first, self._sine))
+        return add("Concat", left, right, axis=-1)
+
+
+class PackedRow(GraphLayout):
+    """Any proteins end to end: tokens (T,), with onnxruntime's attention over packed tokens, which only CUDA has.
+
+    Further inputs: `positions` (T,) of the tokens in their proteins; `proteins` (T,), the number of each token's
+    protein, where their lengths count; `offsets` (N + 1,) where proteins begin; `places` (N, L), where in a batch
+    padded to L tokens a protein the real tokens stand, in order, and then where the padding does.
+    """
+
+    sizes = ("tokens",)
+    positions = "positions"
+
+    def _lay_out(self) -> None:
+        inputs, config = self._drawing.graph.inputs, self._config
+        inputs[self.tokens] = inputs[self.positions] = Value(dtype="int64", shape=self.sizes)
+        if config.token_dropout or config.stem:
+            inputs["proteins"] = Value(dtype="int64", shape=self.sizes)
+        inputs["offsets"] = Value(dtype="int32", shape=("proteins + 1",))
+        inputs["places"] = Value(dtype="int32", shape=("proteins", "longest"))
+
+    def shape(self, width: int) -> str:
+        return self._drawing.whole(-1, width)
+
+    def share(self, flags: str) -> str:
+        drawing, add = self._drawing, self._drawing.add
+        lengths = self._lengths()
+        none = add("Mul", lengths, drawing.scalar(0.0))
+        counts = add("ScatterElements", none, "proteins", flags, axis=0, reduction="add")
+        return add("Gather", add("Div", counts, lengths), "proteins")  # (T,)
+
+    def _pad(self, x: str, gap: int) -> tuple[str, int]:
+        return self._drawing.add("Pad", x, self._drawing.whole(gap, 0, gap, 0)), 0
+
+    def _inside(self, moved: str, offset: int) -> str:
+        drawing, add = self._drawing, self._drawing.add
+        place = add("Add", drawing.cast(self.positions, "float32"), drawing.scalar(offset))
+        ends = add("Gather", self._lengths(), "proteins")
+        inside = add("And", add("GreaterOrEqual", place, drawing.scalar(0.0)), add("Less", place, ends))
+        return add("Mul", moved, add("Unsqueeze", drawing.cast(inside, drawing.dtype), drawing.whole(1)))
+
+    def _lengths(self) -> str:
+        """Return how many tokens every protein has; (N,), float32."""
+        return self._drawing.cast(self._drawing.add("Sub", self._bounds(1, _END), self._bounds(0, -1)), "float32")
+
+    def first(self, x: str) -> str:
+        return self._drawing.add("Gather", x, self._bounds(0, -1), axis=0)
+
+    def attend(self, q: str, k: str, v: str, layer: int) -> str:
+        add, n_heads = self._drawing.add, self._config.n_heads
+        if self._config.position == "rotary":
+            q, k = self._turn(q), self._turn(k)
+        inputs = (q, k, v, "", "places", "offsets")
+        return add("PackedMultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=n_heads)
+
+    def _turn(self, x: str) -> str:
+        """Turn all tokens as one row: the angles are those of each token's own position."""
+        row = self._drawing.add("Reshape", x, self._drawing.whole(1, -1, self._config.d_model))
+        return self._drawing.add("Reshape", super()._turn(row), self._drawing.whole(-1, self._config.d_model))
+
+    def _bounds(self, start: int, stop: int) -> str:
+        """Return some of the offsets: those where proteins begin, or those where they end."""
+        drawing = self._drawing
+        return drawing.add("Slice", "offsets", drawing.whole(start), drawing.whole(stop), drawing.whole(0))
+
+
+def make_layout(config: EncoderConfig, drawing: Drawing, attention: AttentionKind) -> GraphLayout:
+    """Return the layout that goes with a kind of attention, its inputs declared."""
+    kinds: dict[AttentionKind, type[GraphLayout]] = {"fused": Rows, "plain": PlainRows, "packed": PackedRow}
+    return kinds[attention](config, drawing)

@@ -1,0 +1,1 @@
+"""Files of weights: native and foreign, found by name or path."""

@@ -1,0 +1,145 @@
+"""Predictions: a stream of records in, a stream of predictions out, in the same order; all tasks in one pass."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from protembed.backends.base import Backend, Predictor
+from protembed.checkpoints.find import bundled_head, find_head
+from protembed.errors import OutOfMemoryError, UsageError
+from protembed.inference.memory import available_memory
+from protembed.models.head_config import HeadCard, require_distinct
+from protembed.sequences.batching import TokenBatch, pack
+from protembed.sequences.records import Record
+from protembed.sequences.windows import Array, Failure, Piece, average_windows, cut, residue_limit, run_pieces
+from protembed.tasks import TASKS
+from protembed.tasks.prediction import Predicted, Prediction
+
+Outputs: TypeAlias = Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How records become batches; proteins over the model's limit, or `max_length`, go through in windows (`split`).
+
+    Where windows overlap their outputs are averaged. Contacts need the protein in one piece: a longer one is a Failure.
+    """
+
+    max_tokens: int | None = None
+    long: Literal["split", "error", "skip"] = "split"
+    max_length: int | None = None
+
+
+def list_tasks(model: str) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of a table of all tasks, with whether a head for the model is bundled."""
+    columns = ["task", "predicts", "labels", "metric", "head"]
+    rows = []
+    for task in TASKS.values():
+        labels = task.coding.labels
+        letters = " ".join(labels) if max(map(len, labels), default=0) == 1 else f"{len(labels)} classes"
+        bundled = bundled_head(task.name, model).is_file()
+        rows.append([task.name, task.summary, letters if labels else "", task.metric, "bundled" if bundled else "-"])
+    return columns, rows
+
+
+def attach_heads(backend: Backend, tasks: Sequence[str]) -> tuple[Predictor, list[HeadCard]]:
+    """Find the heads of tasks, named or by path, and put them beside the model. Raises UsageError, ModelError."""
+    if not isinstance(backend, Predictor):
+        raise UsageError(f"{backend.description} does not run task heads", hint="--backend torch")
+    if not tasks:
+        raise UsageError("no task is named", hint="--task ss3, or several: --task ss3,disorder; --task list")
+    heads = [backend.included.get(task) or backend.attach(find_head(task, backend.card)) for task in tasks]
+    require_distinct(heads)
+    return backend, heads
+
+
+def predict(
+    records: Iterable[Record], predictor: Predictor, heads: Sequence[HeadCard], options: PredictOptions | None = None
+) -> Iterator[Predicted | Failure]:
+    """Run attached heads on records; yield one result a record, in input order.
+
+    A batch that does not fit into memory is halved until it does; a single protein that does not fit is a Failure, and
+    so is one that `long="skip"` leaves out, or whose outputs are not finite: no record is ever lost.
+    """
+    options = options or PredictOptions()
+    pieces = cut(
+        records,
+        predictor.card.alphabet,
+        residue_limit(predictor.card.max_residues, options.max_length),
+        long=options.long,
+    )
+    budget = options.max_tokens or predictor.budget()
+    compute = partial(_compute, predictor=predictor, heads=heads)
+    windows: list[tuple[Piece, Outputs]] = []
+    failed: Record | None = None
+    nothing: Outputs = {}
+    for group in pack(pieces, size=lambda p: len(p.tokens) if isinstance(p, Piece) else 0, budget=budget):
+        for piece, outputs in run_pieces(group, compute, nothing):
+            if piece.record is failed:
+                continue  # another window of a protein that has failed already
+            if isinstance(piece, Failure):
+                failed, windows = piece.record, []
+                yield piece
+                continue
+            windows.append((piece, outputs))
+            if piece.last:
+                yield _finish(windows, heads)
+                windows = []
+
+
+def _compute(pieces: Sequence[Piece], predictor: Predictor, heads: Sequence[HeadCard]) -> list[Outputs]:
+    """Return the outputs of each piece by task. Raises OutOfMemoryError before the system would end the process."""
+    longest = max(len(piece.tokens) for piece in pieces)
+    needed, free = sum(head.config.map_bytes(longest) for head in heads), available_memory()
+    if free is not None and needed > free:
+        raise OutOfMemoryError(f"maps of {longest} tokens take about {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free")
+    outputs = predictor.predict(TokenBatch.of([piece.tokens for piece in pieces]), [head.task for head in heads])
+    return [{task: proteins[number] for task, proteins in outputs.items()} for number in range(len(pieces))]
+
+
+def _finish(windows: Sequence[tuple[Piece, Outputs]], heads: Sequence[HeadCard]) -> Predicted | Failure:
+    """Do what `_put_together` does, or say that it takes more memory than there is."""
+    try:
+        return _put_together(windows, heads)
+    except MemoryError:
+        record = windows[0][0].record
+        reason = f"what is predicted of {len(record.sequence)} residues does not fit into memory"
+        return Failure(record=record, reason=reason)
+
+
+def _put_together(windows: Sequence[tuple[Piece, Outputs]], heads: Sequence[HeadCard]) -> Predicted | Failure:
+    """Put the windows of a protein together, if it has several, and turn outputs into probabilities and values."""
+    record = windows[0][0].record
+    found = {}
+    for head in heads:
+        if len(windows) > 1 and head.kind == "contacts":
+            reason = f"{len(record.sequence)} residues are too many for the model at once, as {head.task} needs them"
+            return Failure(record=record, reason=reason)
+        output = windows[0][1][head.task] if len(windows) == 1 else _join(windows, head)
+        if not np.isfinite(output).all():
+            return Failure(record=record, reason=f"the prediction of {head.task} is not finite; try --dtype float32")
+        found[head.task] = Prediction(record=record, card=head, output=_decode(output, head))
+    return Predicted(record=record, tasks=found)
+
+
+def _join(windows: Sequence[tuple[Piece, Outputs]], head: HeadCard) -> Array:
+    """Average windows: residue by residue, or over the protein."""
+    outputs = [(piece, found[head.task]) for piece, found in windows]
+    if not head.config.per_residue:
+        mean: Array = np.mean([output for _, output in outputs], axis=0, dtype=np.float32)
+        return mean
+    return average_windows(outputs)
+
+
+def _decode(output: Array, head: HeadCard) -> Array:
+    """Turn logits into calibrated probabilities, and outputs into values; float32."""
+    if head.kind in ("residue_values", "sequence_value"):
+        return np.asarray(output[..., 0] * head.scale + head.offset, dtype=np.float32)
+    logits = output.astype(np.float64) / head.temperature
+    if head.kind in ("residue_flags", "contacts"):
+        return np.asarray(0.5 * (1 + np.tanh(logits / 2)), dtype=np.float32)  # the logistic function: no overflow
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)

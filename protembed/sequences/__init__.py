@@ -1,0 +1,1 @@
+"""What comes in: alphabets, records, windows, batches."""

@@ -1,0 +1,155 @@
+"""One look at the whole input before any computing: counts, lengths, letters, and records that share a name."""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from protembed.errors import InputError
+from protembed.sequences.alphabet import Alphabet
+from protembed.sequences.records import Record
+
+KeyKind = Literal["id", "md5", "biotrainer"]
+DuplicatePolicy = Literal["error", "suffix", "first"]
+UnknownPolicy = Literal["x", "error"]
+
+_DUPLICATES = "--duplicates suffix keeps both (name, name_2), --duplicates first keeps the first."
+
+
+def id_key(name: str) -> str:
+    """Turn an id into a name for HDF5, where `/` would open a group and `.` is the group itself.
+
+    >>> id_key("a/b")
+    'a_b'
+    """
+    return "_" if name == "." else name.replace("/", "_")
+
+
+def key_of(record: Record, kind: KeyKind) -> str:
+    """Return the name of a record in an HDF5 file.
+
+    `md5` is bio_embeddings' key (of the sequence), `biotrainer` that of biotrainer (sha256 of sequence_length).
+
+    >>> key_of(Record("a/b", "MK"), "id")
+    'a_b'
+    """
+    match kind:
+        case "id":
+            return id_key(record.id)
+        case "md5":
+            return hashlib.md5(record.sequence.encode(), usedforsecurity=False).hexdigest()
+        case "biotrainer":
+            return hashlib.sha256(f"{record.sequence}_{len(record.sequence)}".encode()).hexdigest()
+
+
+def _short(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What is in the input; 12 bytes a record, whatever its length.
+
+    `names` are 64-bit digests of all keys, sorted; `repeated` those that stand more than once; `digest` identifies
+    the whole input; `unknown` and `gaps` count letters outside the alphabet and gaps removed.
+    """
+
+    lengths: npt.NDArray[np.int32]
+    names: npt.NDArray[np.uint64]
+    repeated: frozenset[int]
+    unknown: int
+    gaps: int
+    digest: str
+
+    @property
+    def records(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def residues(self) -> int:
+        return int(self.lengths.sum(dtype=np.int64))
+
+    def has(self, key: str) -> bool:
+        """Tell whether a key is (but for a chance of 1 in 2**64 a record) among the input's."""
+        short = np.uint64(_short(key))
+        place = int(np.searchsorted(self.names, short))
+        return place < len(self.names) and bool(self.names[place] == short)
+
+
+def survey(read: Callable[[], Iterable[Record]], *, alphabet: Alphabet, unknown: UnknownPolicy, key: KeyKind) -> Survey:
+    """Read the input once. Raises InputError for what is not a protein, or for unknown letters when refused."""
+    lengths, names = array("i"), array("Q")
+    state = hashlib.blake2b(digest_size=16)
+    allowed = str.maketrans("", "", "".join(alphabet.letters))
+    strange = gaps = 0
+    for record in read():
+        lengths.append(len(record.sequence))
+        name = key_of(record, key)
+        names.append(_short(name))
+        state.update(f"{record.id}\t{record.sequence}\n".encode())
+        gaps += record.gaps
+        if others := record.sequence.translate(allowed):
+            strange += len(others)
+            if unknown == "error":
+                raise InputError(
+                    f"{record} has the letter {others[0]}, which the model does not know",
+                    hint=f"--unknown x reads such letters as {alphabet.unknown}.",
+                )
+    if not lengths:
+        raise InputError("the input holds no records", hint="It should hold FASTA records.")
+    unique, counts = np.unique(np.array(names, dtype=np.uint64), return_counts=True)
+    return Survey(
+        lengths=np.array(lengths, dtype=np.int32),
+        names=unique,
+        repeated=frozenset(unique[counts > 1].tolist()),
+        unknown=strange,
+        gaps=gaps,
+        digest=state.hexdigest(),
+    )
+
+
+def assign_keys(
+    records: Iterable[Record], found: Survey, *, kind: KeyKind, policy: DuplicatePolicy, hint: str = _DUPLICATES
+) -> Iterator[tuple[str | None, Record]]:
+    """Give every record its key, in order; None marks a later record of the same key under the policy `first`.
+
+    Under `suffix` later ones become key_2, key_3, ... Under `error` the second one raises InputError naming both.
+    """
+    seen: dict[str, Record] = {}
+    given: set[str] = set()
+    for record in records:
+        key = key_of(record, kind)
+        if not found.repeated or _short(key) not in found.repeated:
+            yield key, record
+        elif key not in seen:
+            seen[key] = record
+            yield key, record
+        elif policy == "first":
+            yield None, record
+        elif policy == "suffix":
+            number = 2
+            while (name := f"{key}_{number}") in given or found.has(name):
+                number += 1
+            given.add(name)
+            yield name, record
+        else:
+            raise InputError(
+                f"{record} has the {_noun(kind)} of {seen[key]}",
+                hint=hint,
+            )
+
+
+def assign_distinct_keys(records: Iterable[Record], found: Survey, *, kind: KeyKind) -> Iterator[tuple[str, Record]]:
+    """Give every record its key, in order. Raises InputError at a key that comes twice: no option keeps both."""
+    hint = "Give one of them another id, or remove it."
+    for key, record in assign_keys(records, found, kind=kind, policy="error", hint=hint):
+        assert key is not None
+        yield key, record
+
+
+def _noun(kind: KeyKind) -> str:
+    return "same id (with / written as _)" if kind == "id" else "same sequence"

@@ -1,0 +1,1 @@
+"""The prepared corpus: shards on disk, splits and the stream of batches."""

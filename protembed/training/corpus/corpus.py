@@ -1,0 +1,250 @@
+"""A corpus: many files of proteins as one folder of memory-mapped tokens, with a training and a validation split."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from protembed.errors import OutputError, TrainingError, UsageError
+from protembed.sequences.alphabet import Alphabet
+from protembed.training.corpus.packing import TokenStore
+from protembed.training.corpus.parts import FORMAT, SUFFIX, Part, PartPlan, plan_parts, write_parts
+from protembed.training.corpus.splits import SplitRules, make_splits
+from protembed.training.corpus.statistics import Statistics, gather
+
+_ARRAYS = ("starts", "lengths", "clusters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What a folder of prepared proteins holds."""
+
+    folder: Path
+    train: TokenStore
+    valid: TokenStore
+    statistics: Statistics
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """How far a corpus is: bytes of its sources whose parts are complete, residues written by this process."""
+
+    size: int
+    residues: int
+
+
+def open_corpus(folder: Path, alphabet: Alphabet) -> Corpus:
+    """Map a prepared corpus into memory.
+
+    Raises TrainingError when it is absent or incomplete, of another alphabet or version, or when a source has changed.
+    """
+    index = _read_index(folder)
+    if index is None:
+        state = "was not finished" if (folder / "parts").is_dir() else "holds no corpus"
+        raise TrainingError(f"{folder}: {state}", hint=f"protembed prepare INPUT... -o {folder}")
+    again = f"protembed prepare {' '.join(path for path, _ in index['paths'])} -o {folder} --overwrite"
+    if index["job"]["format"] != FORMAT or index["job"]["alphabet"] != alphabet.to_dict():
+        raise TrainingError(f"{folder}: was made for another alphabet or version of protembed", hint=again)
+    for path, size in index["paths"]:
+        if Path(path).is_file() and Path(path).stat().st_size != size:
+            raise TrainingError(f"{folder}: {path} has changed since", hint=again)
+    tokens = [Part(folder / "parts" / name).tokens for name in index["parts"]]
+    stores = {}
+    for split in ("train", "valid"):
+        try:
+            arrays = {name: np.load(folder / f"{split}.{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{folder}: the index of {split} is damaged ({error})", hint=again) from error
+        stores[split] = TokenStore(parts=tokens, **arrays)
+    return Corpus(folder=folder, statistics=Statistics.from_dict(index["statistics"]), **stores)
+
+
+def prepare_corpus(
+    sources: Sequence[str],
+    folder: Path,
+    alphabet: Alphabet,
+    *,
+    valid: Sequence[str] = (),
+    valid_share: float = 0.0,
+    min_residues: int = 1,
+    workers: int = 1,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Corpus:
+    """Turn files of proteins into a corpus in `folder`, or open the one made from the same files in the same way.
+
+    Files are told apart by name and size. Raises TrainingError when `folder` holds another corpus and `overwrite` is
+    not set; InputError for a record that cannot be read.
+
+    >>> import tempfile
+    >>> from protembed.sequences.alphabet import PROTEMBED
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "a.fasta").write_text(">P1\\nMKTAY\\n>P2\\nMKV\\n>copy\\nMKTAY\\n")
+    >>> corpus = prepare_corpus([str(folder / "a.fasta")], folder / "corpus", PROTEMBED)
+    >>> len(corpus.train), corpus.train.residues, corpus.statistics.copies
+    (2, 8, 1)
+    """
+    job = CorpusJob(
+        sources=tuple(sources),
+        folder=folder,
+        alphabet=alphabet,
+        valid=tuple(valid),
+        valid_share=valid_share,
+        min_residues=min_residues,
+        workers=workers,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    deque(job.run(), maxlen=0)
+    return open_corpus(folder, alphabet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusJob:
+    """The making of a corpus. A part that is complete is never made again, whatever ended the process."""
+
+    sources: tuple[str, ...]
+    folder: Path
+    alphabet: Alphabet
+    valid: tuple[str, ...] = ()
+    valid_share: float = 0.0
+    min_residues: int = 1
+    workers: int = 1
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.valid_share < 1:
+            raise UsageError(f"a validation share of {self.valid_share}: not between 0 and 1")
+        if self.valid and self.valid_share:
+            raise UsageError("validation files and a validation share contradict each other", hint="Give one of them.")
+
+    @cached_property
+    def plans(self) -> list[PartPlan]:
+        """The parts, those of validation files last."""
+        return plan_parts(
+            [Path(source) for source in (*self.sources, *self.valid)], self.folder / "parts", self.alphabet
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of all sources."""
+        return sum(plan.size for plan in self.plans)
+
+    def run(self) -> Iterator[Prepared]:
+        """Do what is not done yet, and yield how far it is. Raises OutputError when the folder cannot be written."""
+        if self._is_done():
+            return
+        with _written(self.folder), _alone(self.folder):
+            (self.folder / "index.json").unlink(missing_ok=True)
+            todo = [plan for plan in self.plans if not plan.folder.exists()]
+            done, residues = self.size - sum(plan.size for plan in todo), 0
+            yield Prepared(done, residues)
+            for plan, written in write_parts(todo, self.alphabet, self.workers):
+                residues += written
+                done += plan.size * plan.folder.exists()
+                yield Prepared(done, residues)
+            self._finish()
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What makes a corpus the same as another."""
+        stamps = [plan.stamp for plan in self.plans]
+        return {
+            "format": FORMAT,
+            "alphabet": self.alphabet.to_dict(),
+            "sources": stamps[: len(self.sources)],
+            "valid": stamps[len(self.sources) :],
+            "valid_share": self.valid_share,
+            "min_residues": self.min_residues,
+            "seed": self.seed,
+        }
+
+    def _is_done(self) -> bool:
+        index = _read_index(self.folder)
+        if index is None:
+            return False
+        wanted = json.loads(json.dumps(self._identity))
+        if index["job"] != wanted and not self.overwrite:
+            other = ", ".join(key for key in wanted if wanted[key] != index["job"].get(key))
+            raise TrainingError(
+                f"{self.folder}: holds another corpus ({other} differ)",
+                hint="Choose another folder, or replace it: protembed prepare ... --overwrite",
+            )
+        return bool(index["job"] == wanted)
+
+    def _finish(self) -> None:
+        """Write the index over the parts, and delete parts of other sources; `index.json` comes last."""
+        parts = [Part(plan.folder) for plan in self.plans]
+        rules = SplitRules(
+            valid_from=len(self.sources), valid_share=self.valid_share, min_residues=self.min_residues, seed=self.seed
+        )
+        splits = make_splits(parts, rules)
+        for split, arrays in (("train", splits.train), ("valid", splits.valid)):
+            for name in _ARRAYS:
+                _save(self.folder / f"{split}.{name}.npy", getattr(arrays, name))
+        index = {
+            "job": self._identity,
+            "paths": [[str(plan.source), plan.size] for plan in self.plans],
+            "parts": [plan.folder.name for plan in self.plans],
+            "statistics": gather(parts, splits, self.alphabet).to_dict(),
+        }
+        for stale in set((self.folder / "parts").glob(f"*{SUFFIX}*")) - {plan.folder for plan in self.plans}:
+            shutil.rmtree(stale)
+        temporary = self.folder / "index.json.tmp"
+        temporary.write_text(json.dumps(index, indent=1))
+        os.replace(temporary, self.folder / "index.json")
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Make the folder, and turn what can go wrong with writing into OutputError."""
+    try:
+        (folder / "parts").mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{folder}: cannot be written ({reason})", hint="Check path and free space.") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the lock goes with the process, however that ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"{folder}: another process is preparing it", hint="Wait for it to end.") from error
+        except OSError:
+            pass  # some cluster file systems have no locks
+        yield
+
+
+def _save(path: Path, values: npt.NDArray[Any]) -> None:
+    """Write an array beside its place and move it there: whoever has the old one mapped keeps it."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.save(file, values)
+    os.replace(temporary, path)
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    try:
+        index: dict[str, Any] = json.loads((folder / "index.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise TrainingError(f"{folder}/index.json: is damaged", hint="Delete it and run protembed prepare.") from error
+    if "job" not in index:
+        raise TrainingError(f"{folder}: was made by an older protembed", hint=f"Delete {folder} and prepare it again.")
+    return index
