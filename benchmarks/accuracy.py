@@ -33,7 +33,7 @@ from protembed.sequences.alphabet import STANDARD_RESIDUES
 from protembed.tasks import TASKS, Task
 from protembed.tasks.labels.dataset import DataSet
 from protembed.tasks.labels.encoding import Labelled
-from protembed.tasks.metrics import bootstrap_interval
+from protembed.tasks.metrics import bootstrap_interval, same_proteins
 from protembed.training.finetune.config import TaskConfig, load_task_config
 
 Array = npt.NDArray[Any]
@@ -138,7 +138,8 @@ def score(task: Task, proteins: Sequence[Labelled], predictor: Predictor) -> tup
     """Return how many rows count, and the metrics of a baseline with their intervals."""
     targets = [np.atleast_1d(protein.target[protein.counts]) for protein in proteins]
     predicted = np.concatenate([np.asarray(predictor(p))[np.atleast_1d(p.counts)] for p in proteins])
-    target, owners = np.concatenate(targets), np.repeat(np.arange(len(targets)), [len(rows) for rows in targets])
+    target, same = np.concatenate(targets), same_proteins([protein.record.sequence for protein in proteins])
+    owners = np.repeat(same, [len(rows) for rows in targets])
     scores = []
     for name, metric in task.metrics.items():
         low, high = bootstrap_interval(
