@@ -43,6 +43,7 @@ class EvaluateOptions:
 
     `head` is the path of a head that is not the bundled one; `split` None means the task's test set; `where` are
     attributes that proteins must have; `tape_batch` adds TAPE's own contact function over batches of so many.
+    Proteins whose sequences are among `trained`, those that the head has seen, are left out.
     """
 
     task: str
@@ -52,6 +53,7 @@ class EvaluateOptions:
     where: Mapping[str, str] = field(default_factory=dict)
     longest: int | None = None
     tape_batch: int | None = None
+    trained: frozenset[str] = frozenset()
     draws: int = 1000
     seed: int = 0
 
@@ -75,21 +77,24 @@ class Evaluation:
             where=options.where,
             longest=options.longest,
         )
+        self._proteins = [p for p in self.data.proteins if p.record.sequence not in options.trained]
         self._found: list[tuple[Labelled, Prediction]] = []
         self._contacts = ContactFigures(options.tape_batch)
         self._left_out = dict(self.data.left_out)
+        if seen := len(self.data.proteins) - len(self._proteins):
+            self._left_out["in the training data, too"] = seen
 
     @property
     def residues(self) -> int:
         """Residues of the proteins."""
-        return sum(len(protein.record.sequence) for protein in self.data.proteins)
+        return sum(len(protein.record.sequence) for protein in self._proteins)
 
     def run(self) -> Iterator[Progress]:
         """Predict for every protein; yield how far it is. Raises InputError when none can be predicted."""
         residues = 0
-        records = (protein.record for protein in self.data.proteins)
+        records = (protein.record for protein in self._proteins)
         items = predict(records, self._predictor, [self._head], self._running)
-        for number, (protein, item) in enumerate(zip(self.data.proteins, items, strict=True), start=1):
+        for number, (protein, item) in enumerate(zip(self._proteins, items, strict=True), start=1):
             if isinstance(item, Failure):
                 self._left_out[item.reason] = self._left_out.get(item.reason, 0) + 1
             elif self.task.kind == "contacts":

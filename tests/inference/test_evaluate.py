@@ -178,6 +178,16 @@ def test_intervals_are_of_proteins_not_of_residues(
     assert (score.low, score.high) != metrics.bootstrap_interval(accuracy, np.arange(len(target)), draws=50)
 
 
+def test_proteins_of_the_training_are_left_out_and_counted(
+    backend: TorchBackend, head: Callable[..., str], tmp_path: Path
+) -> None:
+    path = head("ss3", "residue_classes", tuple("HEC"))
+    data = write(write(tmp_path / "d", PROTEINS), HEC, name="labels3")
+    report, _ = evaluate(backend, "ss3", data, head=path, trained=frozenset([PROTEINS[2], "MKT"]))
+    assert (report.proteins, report.counted) == (5, sum(map(len, PROTEINS)) - len(PROTEINS[2]))
+    assert report.left_out == {"in the training data, too": 1}
+
+
 def test_failed_records_are_counted(backend: TorchBackend, head: Callable[..., str], tmp_path: Path) -> None:
     path = head("ss3", "residue_classes", tuple("HEC"))
     data = write(write(tmp_path / "d", PROTEINS), HEC, name="labels3")

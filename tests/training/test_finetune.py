@@ -253,7 +253,7 @@ def test_contacts(job: Job, design: str) -> None:
 def write_contacts(folder: Path, rng: np.random.Generator) -> None:
     folder.mkdir()
     for split in ("train", "valid"):
-        sequences = [s.encode() for s in proteins(10, seed=len(split)).values()]
+        sequences = [s.encode() for s in proteins(10, seed=int(split == "valid")).values()]
         coordinates = [hairpin(len(s)) + rng.normal(0, 2, (len(s), 3)) for s in sequences]
         np.savez(
             folder / f"{split}.npz",

@@ -214,7 +214,7 @@ class HeadTrainer:
             temperature=temperature,
             scale=self.scale,
             offset=self.offset,
-            training=describe(self.config, self.splits.train, self.results),
+            training=describe(self.config, self.splits.train, self.results, shared=self.splits.shared),
             license=self.config.head.license,
         )
         save_head(self.head, card, self.result, dtype=stored)
