@@ -156,7 +156,7 @@ def _owner() -> str:
 
 
 def _process(number: int) -> str:
-    """Return number and start time, which tell a process from a later one of its number; of one that is gone the number."""
+    """Return a process's number and start time, since numbers come round again; only the number if it is gone."""
     try:
         return f"{number} {Path(f'/proc/{number}/stat').read_text().rpartition(')')[2].split()[19]}"
     except OSError:
