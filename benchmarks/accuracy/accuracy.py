@@ -7,8 +7,8 @@ composition and length. Contacts: the pairs that are nearest in the chain. Test 
 training data, too, are left out. Intervals of 95 % are of a bootstrap over proteins, 1,000 draws, seed 0.
 DATA holds a folder a task, named as in the configurations.
 
-    python benchmarks/accuracy.py --data data --json accuracy.json > accuracy.md
-    python benchmarks/accuracy.py --data data --tasks ss3 stability --heads runs/heads --twins runs/twins
+    python benchmarks/accuracy/accuracy.py --data data --json accuracy.json > accuracy.md
+    python benchmarks/accuracy/accuracy.py --data data --tasks ss3 stability --heads runs/heads --twins runs/twins
 
 Files of heads and twins are named ENCODER-TASK.safetensors. Where weights/ENCODER-TASK.safetensors is an encoder that
 was trained for a task, its head is measured, too.
@@ -39,7 +39,7 @@ from protembed.training.finetune.config import TaskConfig, load_task_config
 from protembed.training.finetune.splits import unseen
 
 Array = npt.NDArray[Any]
-CONFIGS = Path(__file__).parent.parent / "configs" / "tasks"
+CONFIGS = Path(__file__).parents[2] / "configs" / "tasks"
 DRAWS = 1000
 TWIN = "one-hot twin"
 
