@@ -9,7 +9,7 @@ from protembed.errors import UsageError
 from protembed.models.config import DEFAULT_MODEL
 from protembed.models.head_config import Design, Kind
 from protembed.tasks import TASKS, Task, find_task, own_task
-from protembed.tasks.labels.formats import Files
+from protembed.tasks.labels.rows import Files
 from protembed.training.config import read_sections
 from protembed.training.limits import above_zero, at_least, share
 

@@ -10,7 +10,7 @@ from protembed.errors import InputError, UsageError
 from protembed.tasks import Task
 from protembed.tasks.labels.dataset import DataSet, read_rows, same_split
 from protembed.tasks.labels.encoding import Labelled
-from protembed.tasks.labels.formats import Files, attributes_of
+from protembed.tasks.labels.rows import Files
 from protembed.training.finetune.config import DataSection, NegativesSection, TaskConfig, attributes
 
 
@@ -131,8 +131,8 @@ def _divide(proteins: Sequence[Labelled], share: float, seed: int) -> tuple[list
     """
     clusters: dict[str, list[int]] = {}
     for number, protein in enumerate(proteins):
-        told = attributes_of(protein.record.description)
-        name = told.get("CLUSTER") or told.get("cluster") or f"sequence {protein.record.sequence}"
+        # The first word: text behind it would make a cluster of every protein.
+        name = protein.cluster.partition(" ")[0] or f"sequence {protein.record.sequence}"
         clusters.setdefault(name, []).append(number)
     if len(clusters) < 2:
         raise InputError("one protein, or one cluster, cannot be divided", hint="Name a validation split: SET=val.")
