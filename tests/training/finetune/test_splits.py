@@ -67,6 +67,21 @@ def test_equal_sequences_are_never_divided(tmp_path: Path, model_file: Path) -> 
         assert splits.shared == 0
 
 
+@pytest.mark.parametrize("form", ["fasta", "csv"])
+def test_clusters_are_never_divided_wherever_they_are_named(tmp_path: Path, model_file: Path, form: str) -> None:
+    sequences = list(proteins(40).values())
+    lines = [f">P{n} TARGET={n} CLUSTER=c{n // 4} protein number {n}\n{s}\n" for n, s in enumerate(sequences)]
+    if form == "csv":
+        lines = ["id,sequence,target,Cluster\n", *(f"P{n},{s},{n},c{n // 4}\n" for n, s in enumerate(sequences))]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"all.{form}").write_text("".join(lines))
+    path = tmp_path / "task.toml"
+    path.write_text(TOML.format(folder=tmp_path, model=model_file, name="own", kind="sequence_value"))
+    splits = HeadTrainer(load_task_config(path, ["data.valid_share=0.2"])).splits
+    train, valid = ({int(name[1:]) // 4 for name in ids(some)} for some in (splits.train, splits.valid))
+    assert (len(splits.valid), train & valid) == (8, set())
+
+
 @pytest.mark.parametrize("name", ["valid", "test"])
 def test_training_on_what_is_measured_is_refused(tmp_path: Path, model_file: Path, name: str) -> None:
     lines = "".join(record(number, sequence, "train") for number, sequence in enumerate(proteins(20).values()))
