@@ -1,15 +1,15 @@
 """Options that several commands share, and what they have in common."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
 from protembed.cli.console import Console
+from protembed.interrupts import Interrupted
 
 if TYPE_CHECKING:
-    from protembed.inference.contacts import ContactJob
-    from protembed.inference.predict_run import PredictJob
-    from protembed.inference.run import EmbedJob
+    from protembed.inference.run import Progress
 
 Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")]
 ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `protembed models` lists, or a path.")]
@@ -24,14 +24,34 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and er
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
 
 
-def carry_out(run: "EmbedJob | ContactJob | PredictJob", console: Console) -> None:
-    """Do a job, show how far it is, sum up; exit status 3 when records failed."""
-    with console.meter(run.residues, "residues") as meter:
-        for progress in run.run():
-            meter.update(progress.residues)
-    for line in run.summary():
+class Job(Protocol):
+    """A run over proteins; one that keeps what it did when it is stopped says so in `kept`."""
+
+    failed: int
+
+    @property
+    def residues(self) -> int: ...
+
+    def run(self) -> "Iterator[Progress]": ...
+
+    def summary(self) -> list[str]: ...
+
+
+def carry_out(job: Job, console: Console) -> None:
+    """Do a job, show how far it is, sum up; exit status 3 when records failed.
+
+    Told to stop, the job's `kept` (if it has it) says on the way out what is kept and how to resume.
+    """
+    try:
+        with console.meter(job.residues, "residues") as meter:
+            for progress in job.run():
+                meter.update(progress.residues)
+    except Interrupted as stop:
+        stop.kept = stop.kept or str(getattr(job, "kept", ""))
+        raise
+    for line in job.summary():
         console.say(line)
-    raise typer.Exit(3 if run.failed else 0)
+    raise typer.Exit(3 if job.failed else 0)
 
 
 def told(variant: str | None, checkpoint_version: float | None, n_heads: int | None) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def predict(
     options = PredictOptions(max_tokens=parse_budget(max_tokens), long=long, max_length=max_length)
     loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)
     with input_files(inputs) as paths:
-        carry_out(PredictJob(paths, open_backend(loading), options, output), Console(quiet=quiet))
+        carry_out(PredictJob(paths, open_backend(loading), options, output), Console(quiet=quiet, data=out is None))
 
 
 @app.command()
