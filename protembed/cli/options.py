@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from protembed.cli.console import Console
+from protembed.interrupts import Interrupted
 
 if TYPE_CHECKING:
     from protembed.inference.run import Run
@@ -28,10 +29,17 @@ Resume = Annotated[bool, typer.Option(help="Go on with an output that is not com
 
 
 def carry_out(run: "Run[Any]", console: Console) -> None:
-    """Do a job, show how far it is, sum up; exit status 3 when records failed."""
-    with console.meter(run.residues, "residues") as meter:
-        for progress in run.run():
-            meter.update(progress.residues)
+    """Do a run, show how far it is, sum up; exit status 3 when records failed.
+
+    Told to stop, it says on the way out what is kept and how to resume.
+    """
+    try:
+        with console.meter(run.residues, "residues") as meter:
+            for progress in run.run():
+                meter.update(progress.residues)
+    except Interrupted as stop:
+        stop.kept = stop.kept or run.kept
+        raise
     for line in run.summary():
         console.say(line)
     raise typer.Exit(3 if run.failed else 0)

@@ -97,7 +97,8 @@ def predict(
         reads=(model, *names),
     )
     with input_files(inputs) as paths:
-        carry_out(predict_run(paths, open_backend(loading), options, output, running), Console(quiet=quiet))
+        console = Console(quiet=quiet, data=str(out) == "-")
+        carry_out(predict_run(paths, open_backend(loading), options, output, running), console)
 
 
 @app.command()
