@@ -11,6 +11,8 @@ from protembed.cli.options import (
     CheckpointVersion,
     Device,
     Dtype,
+    Empty,
+    Expect,
     Heads,
     Inputs,
     ModelName,
@@ -18,6 +20,7 @@ from protembed.cli.options import (
     Overwrite,
     Quiet,
     Threads,
+    Unknown,
     Variant,
     carry_out,
     told,
@@ -47,7 +50,9 @@ def embed(
         Literal["split", "truncate", "error", "skip"], typer.Option(help="What happens past the model's limit.")
     ] = "split",
     max_length: Annotated[int | None, typer.Option(help="Set or lower that limit (residues).")] = None,
-    unknown: Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know.")] = "x",
+    unknown: Unknown = "x",
+    expect: Expect = "warn",
+    empty: Empty = "error",
     duplicates: Annotated[Literal["error", "suffix", "first"], typer.Option(help="Two records with one id.")] = "error",
     key: Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the HDF5 file.")] = "id",
     shard: Annotated[str, typer.Option(help="Do part I of N (I/N), or the SLURM array's (slurm).")] = "1/1",
@@ -65,8 +70,8 @@ def embed(
     from protembed.inference.embed import EmbedOptions
     from protembed.inference.run import EmbedJob, JobOptions, parse_budget
     from protembed.outputs.files import Target
-    from protembed.sequences.records import input_files
     from protembed.sequences.shard import parse_shard
+    from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
     part, budget = parse_shard(shard), parse_budget(max_tokens)
@@ -91,6 +96,8 @@ def embed(
     job = JobOptions(
         target=target,
         unknown=unknown,
+        expect=expect,
+        empty=empty,
         duplicates=duplicates,
         key=key,
         store_dtype=store_dtype,
@@ -98,7 +105,7 @@ def embed(
         resume=resume,
         overwrite=overwrite,
     )
-    with input_files(inputs) as paths:
+    with input_files(inputs, beside=target.main.parent) as paths:
         run = EmbedJob(paths, open_backend(loading), options, job)
         if dry_run:
             print_table("dry run", ["what", "value"], run.plan())
@@ -116,7 +123,9 @@ def contacts(
     store_dtype: Annotated[Literal["float32", "float16"], typer.Option(help="What is written.")] = "float16",
     device: Device = "auto",
     threads: Threads = None,
-    unknown: Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know.")] = "x",
+    unknown: Unknown = "x",
+    expect: Expect = "warn",
+    empty: Empty = "error",
     key: Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the HDF5 file.")] = "id",
     resume: Annotated[bool, typer.Option(help="Go on with an output that is not complete.")] = False,
     overwrite: Overwrite = False,
@@ -127,15 +136,23 @@ def contacts(
     """Turn FASTA into probabilities of contact between residues; the model must have a contact regression (ESM-2)."""
     from protembed.backends.load import ModelOptions, open_backend
     from protembed.inference.contacts import ContactJob, ContactOptions
-    from protembed.sequences.records import input_files
+    from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
     loading = ModelOptions(
         model=model, device=device, dtype=dtype, backend="torch", threads=threads, offline=offline, n_heads=n_heads
     )
     options = ContactOptions(
-        out=out, plots=plot, store_dtype=store_dtype, unknown=unknown, key=key, resume=resume, overwrite=overwrite
+        out=out,
+        plots=plot,
+        store_dtype=store_dtype,
+        unknown=unknown,
+        expect=expect,
+        empty=empty,
+        key=key,
+        resume=resume,
+        overwrite=overwrite,
     )
-    with input_files(inputs) as paths:
+    with input_files(inputs, beside=out.parent) as paths:
         run = ContactJob(paths, open_backend(loading), options)
         carry_out(run, console)

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from protembed.inference.predict_run import PredictJob
     from protembed.inference.run import EmbedJob
 
-Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")]
+Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2, zstd), - for standard input.")]
+Unknown = Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know, and inner stops.")]
+Expect = Annotated[
+    Literal["warn", "protein", "error"],
+    typer.Option(help="DNA, RNA, three-letter codes: warn and count; protein (or error): refuse them."),
+]
+Empty = Annotated[Literal["error", "skip"], typer.Option(help="Records without residues; skip lists them as failed.")]
 ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `protembed models` lists, or a path.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Do not download a model that is not there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

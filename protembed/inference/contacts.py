@@ -17,8 +17,10 @@ from protembed.inference.run import Progress, check_space
 from protembed.outputs.files import Target
 from protembed.outputs.hdf5 import Attributes, HDF5Writer, describe_origin
 from protembed.outputs.plots import draw_contacts, file_name, make_folder, require_matplotlib
-from protembed.sequences.records import Record, read_fasta
-from protembed.sequences.survey import KeyKind, UnknownPolicy, assign_distinct_keys, survey
+from protembed.sequences.composition import ExpectPolicy, UnknownPolicy
+from protembed.sequences.files import AnyPath
+from protembed.sequences.records import EmptyPolicy, Record, read_fasta
+from protembed.sequences.survey import KeyKind, assign_distinct_keys, survey
 from protembed.sequences.windows import Failure
 
 
@@ -43,6 +45,8 @@ class ContactOptions:
     plots: Path | None = None
     store_dtype: Literal["float32", "float16"] = "float16"
     unknown: UnknownPolicy = "x"
+    expect: ExpectPolicy = "warn"
+    empty: EmptyPolicy = "error"
     key: KeyKind = "id"
     resume: bool = False
     overwrite: bool = False
@@ -51,6 +55,8 @@ class ContactOptions:
 def contact_map(record: Record, backend: Backend) -> ContactMap | Failure:
     """Compute one map; a protein over the model's limit, or too large for the memory, is a Failure."""
     limit, length = backend.card.max_residues, len(record.sequence)
+    if not length:
+        return Failure(record=record, reason="it has no residues")
     if limit is not None and length > limit:
         return Failure(record=record, reason=f"{length} residues are more than {limit}, and a map needs all at once")
     try:
@@ -69,15 +75,22 @@ class ContactJob:
     contact regression, InputError for two records with one key, DependencyError when pictures cannot be drawn.
     """
 
-    def __init__(self, paths: Sequence[str], backend: Backend, options: ContactOptions) -> None:
+    def __init__(self, paths: Sequence[AnyPath], backend: Backend, options: ContactOptions) -> None:
         backend.card.require_contacts()
         if options.plots is not None:
             require_matplotlib()
         self._backend, self._options = backend, options
         self._target = Target(contacts=options.out)
-        self._read = partial(read_fasta, paths)
+        self._read = partial(read_fasta, paths, empty=options.empty)
         alphabet = backend.card.alphabet
-        self.survey = survey(self._read, alphabet=alphabet, unknown=options.unknown, key=options.key)
+        self.survey = survey(
+            self._read,
+            alphabet=alphabet,
+            unknown=options.unknown,
+            key=options.key,
+            expect=options.expect,
+            files=paths,
+        )
         if self.survey.repeated:
             deque(self._named(), maxlen=0)
         self.failed = 0
@@ -91,8 +104,7 @@ class ContactJob:
         """Say what was done, and whatever was not plain about the input."""
         lines = [f"{self.survey.records:,} records, {self.survey.residues:,} residues -> {self._options.out}"]
         noted = {
-            f"letters outside the alphabet, read as {self._backend.card.alphabet.unknown}": self.survey.unknown,
-            "gaps removed": self.survey.gaps,
+            **self.survey.notes(self._backend.card.alphabet.unknown),
             f"records without a result, listed in {self._target.failures}": self.failed,
         }
         return lines + [f"{count:,} {what}" for what, count in noted.items() if count]

@@ -16,8 +16,10 @@ from protembed.inference.run import Progress, check_space
 from protembed.outputs.hdf5 import Attributes, HDF5Writer, describe_origin
 from protembed.outputs.plots import Track, draw_contacts, draw_tracks, file_name, make_folder, require_matplotlib
 from protembed.outputs.text import TEXT_FORMATS, Format, TaskTarget, TextSink, choose_format, failures_of
-from protembed.sequences.records import Record, read_fasta
-from protembed.sequences.survey import UnknownPolicy, assign_distinct_keys, survey
+from protembed.sequences.composition import ExpectPolicy, UnknownPolicy
+from protembed.sequences.files import AnyPath
+from protembed.sequences.records import EmptyPolicy, Record, read_fasta
+from protembed.sequences.survey import assign_distinct_keys, survey
 from protembed.sequences.windows import Failure, residue_limit
 from protembed.tasks.prediction import Predicted, Prediction
 
@@ -31,6 +33,8 @@ class PredictionOutput:
     format: Format | None = None
     plots: Path | None = None
     unknown: UnknownPolicy = "x"
+    expect: ExpectPolicy = "warn"
+    empty: EmptyPolicy = "error"
     overwrite: bool = False
 
 
@@ -42,17 +46,20 @@ class PredictJob:
     """
 
     def __init__(
-        self, paths: Sequence[str], backend: Backend, options: PredictOptions, output: PredictionOutput
+        self, paths: Sequence[AnyPath], backend: Backend, options: PredictOptions, output: PredictionOutput
     ) -> None:
         self._predictor, self._heads = attach_heads(backend, output.tasks)
         self._options, self._output = options, output
         self._format = choose_format(output.format, output.out, self._heads)
-        self._read = partial(read_fasta, paths)
+        self._read = partial(read_fasta, paths, empty=output.empty)
         if output.plots is not None:
             require_matplotlib()
             if all(head.kind.startswith("sequence_") for head in self._heads):
                 raise UsageError("--plot has nothing to draw: no task is about residues")
-        self.survey = survey(self._read, alphabet=backend.card.alphabet, unknown=output.unknown, key="id")
+        alphabet, expect = backend.card.alphabet, output.expect
+        self.survey = survey(
+            self._read, alphabet=alphabet, unknown=output.unknown, key="id", expect=expect, files=paths
+        )
         if self.survey.repeated:
             deque(self._named(), maxlen=0)
         limit = residue_limit(backend.card.max_residues, options.max_length)
@@ -75,8 +82,7 @@ class PredictJob:
         lines = [f"{self.survey.records:,} records, {self.residues:,} residues: {tasks} -> {out}"]
         listed = f"listed in {failures_of(self._output.out)}" if self._output.out else "named above"
         noted = {
-            f"letters outside the alphabet, read as {self._predictor.card.alphabet.unknown}": self.survey.unknown,
-            "gaps removed": self.survey.gaps,
+            **self.survey.notes(self._predictor.card.alphabet.unknown),
             f"records without a result, {listed}": self.failed,
         }
         return lines + [f"{count:,} {what}" for what, count in noted.items() if count]

@@ -19,9 +19,11 @@ from protembed.inference.embed import EmbedOptions, embed_batches
 from protembed.models.cost import Estimate, estimate
 from protembed.outputs.files import Target
 from protembed.outputs.hdf5 import Attributes, HDF5Writer, describe_origin
-from protembed.sequences.records import Record, read_fasta
+from protembed.sequences.composition import ExpectPolicy, UnknownPolicy
+from protembed.sequences.files import AnyPath
+from protembed.sequences.records import EmptyPolicy, Record, read_fasta
 from protembed.sequences.shard import Shard
-from protembed.sequences.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_keys, survey
+from protembed.sequences.survey import DuplicatePolicy, KeyKind, Survey, assign_keys, survey
 from protembed.sequences.windows import residue_limit
 
 
@@ -31,6 +33,8 @@ class JobOptions:
 
     target: Target
     unknown: UnknownPolicy = "x"
+    expect: ExpectPolicy = "warn"
+    empty: EmptyPolicy = "error"
     duplicates: DuplicatePolicy = "error"
     key: KeyKind = "id"
     store_dtype: Literal["float32", "float16"] | None = None
@@ -51,7 +55,7 @@ def parse_budget(text: str) -> int | None:
     """Read a token budget; None stands for auto."""
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) > 0):
         raise UsageError(f"--max-tokens {text}: not a positive number", hint="Example: --max-tokens 4096, or auto.")
     return int(text)
 
@@ -62,10 +66,13 @@ class EmbedJob:
     Making it reads the input once and touches nothing; `run` computes. Raises InputError, OutputError, UsageError.
     """
 
-    def __init__(self, paths: Sequence[str], backend: Backend, options: EmbedOptions, job: JobOptions) -> None:
+    def __init__(self, paths: Sequence[AnyPath], backend: Backend, options: EmbedOptions, job: JobOptions) -> None:
         self._backend, self._options, self._job = backend, options, job
-        self._read = partial(read_fasta, paths)
-        self.survey: Survey = survey(self._read, alphabet=backend.card.alphabet, unknown=job.unknown, key=job.key)
+        self._read = partial(read_fasta, paths, empty=job.empty)
+        alphabet = backend.card.alphabet
+        self.survey: Survey = survey(
+            self._read, alphabet=alphabet, unknown=job.unknown, key=job.key, expect=job.expect, files=paths
+        )
         if job.duplicates == "error" and self.survey.repeated:
             deque(assign_keys(self._read(), self.survey, kind=job.key, policy="error"), maxlen=0)
         self.range = job.shard.range(self.survey.lengths)
@@ -114,6 +121,7 @@ class EmbedJob:
             ["shortest, median, longest", ", ".join(f"{length:,.0f}" for length in quantiles)],
             ["longer than the model's limit", f"{self.over_limit:,}"],
             ["letters outside the alphabet", f"{self.survey.unknown:,}"],
+            ["look like something else than proteins", f"{sum(self.survey.others.values()):,}"],
             ["output", f"about {needs.output_bytes / 1e6:,.1f} MB"],
             ["memory", f"about {needs.memory_bytes / 1e6:,.0f} MB beside the runtime's own"],
             ["time", f"about {seconds:,.0f} s"],
@@ -124,8 +132,7 @@ class EmbedJob:
         files = ", ".join(str(path) for path in self._job.target.files.values())
         lines = [f"{len(self.lengths):,} records, {self.residues:,} residues -> {files}"]
         noted = {
-            f"letters outside the alphabet, read as {self._backend.card.alphabet.unknown}": self.survey.unknown,
-            "gaps removed": self.survey.gaps,
+            **self.survey.notes(self._backend.card.alphabet.unknown),
             f"proteins longer than the model's limit (--long {self._options.long})": self.over_limit,
             "repeated records left out (--duplicates first)": self.left_out,
             f"records without a result, listed in {self._job.target.failures}": self.failed,
