@@ -14,9 +14,9 @@ import numpy.typing as npt
 from protembed.backends.base import Backend
 from protembed.errors import OutOfMemoryError
 from protembed.inference.run import Progress, check_space
-from protembed.outputs.files import Target
 from protembed.outputs.hdf5 import Attributes, HDF5Writer, describe_origin
 from protembed.outputs.plots import draw_contacts, file_name, make_folder, require_matplotlib
+from protembed.outputs.target import Target
 from protembed.sequences.composition import ExpectPolicy, UnknownPolicy
 from protembed.sequences.files import AnyPath
 from protembed.sequences.records import EmptyPolicy, Record, read_fasta
