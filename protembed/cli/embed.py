@@ -55,7 +55,7 @@ def embed(
     empty: Empty = "error",
     duplicates: Annotated[Literal["error", "suffix", "first"], typer.Option(help="Two records with one id.")] = "error",
     key: Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the HDF5 file.")] = "id",
-    shard: Annotated[str, typer.Option(help="Do part I of N (I/N), or the SLURM array's (slurm).")] = "1/1",
+    shard: Annotated[str, typer.Option(help="Do part I of N (I/N), or this array task's (slurm/N).")] = "1/1",
     resume: Annotated[bool, typer.Option(help="Go on with an output that is not complete.")] = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; compute nothing.")] = False,
@@ -74,7 +74,7 @@ def embed(
     from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
-    part, budget = parse_shard(shard), parse_budget(max_tokens)
+    part, budget = parse_shard(shard, out or residues), parse_budget(max_tokens)
     target = Target.of(out, residues, part)
     loading = ModelOptions(
         model=model,

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from protembed.backends.base import Backend
-from protembed.errors import UsageError
+from protembed.errors import UsageError, require_whole
 from protembed.sequences.batching import TokenBatch, pack
 from protembed.sequences.records import Record
 from protembed.sequences.windows import (
@@ -41,8 +41,11 @@ class EmbedOptions:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 2:
-            raise UsageError(f"--max-length {self.max_length} is too small", hint="Give at least 2 residues.")
+        require_whole("layer", self.layer)
+        require_whole("max_tokens", self.max_tokens, least=1)
+        require_whole("max_length", self.max_length, least=2)
+        if self.pool is not None and self.pool not in get_args(Pool):
+            raise UsageError(f"pool {self.pool!r} is unknown", hint=f"Known: {', '.join(get_args(Pool))}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ def embed_batches(
     A batch that does not fit into memory is halved until it does; a single protein that does not fit is a Failure,
     and so is one that `long="skip"` leaves out or whose embedding is not finite: no record is ever lost.
     """
-    budget = options.max_tokens or backend.budget()
+    budget = backend.budget() if options.max_tokens is None else options.max_tokens
     pieces = cut(
         records, backend.card.alphabet, residue_limit(backend.card.max_residues, options.max_length), long=options.long
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from protembed.backends.base import Backend, Predictor
 from protembed.checkpoints.find import bundled_head, find_head
-from protembed.errors import OutOfMemoryError, UsageError
+from protembed.errors import OutOfMemoryError, UsageError, require_whole
 from protembed.inference.memory import available_memory
 from protembed.models.head_config import HeadCard, require_distinct
 from protembed.sequences.batching import TokenBatch, pack
@@ -31,6 +31,10 @@ class PredictOptions:
     max_tokens: int | None = None
     long: Literal["split", "error", "skip"] = "split"
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        require_whole("max_tokens", self.max_tokens, least=1)
+        require_whole("max_length", self.max_length, least=2)
 
 
 def list_tasks(model: str) -> tuple[list[str], list[list[str]]]:
@@ -71,7 +75,7 @@ def predict(
         residue_limit(predictor.card.max_residues, options.max_length),
         long=options.long,
     )
-    budget = options.max_tokens or predictor.budget()
+    budget = predictor.budget() if options.max_tokens is None else options.max_tokens
     compute = partial(_compute, predictor=predictor, heads=heads)
     windows: list[tuple[Piece, Outputs]] = []
     failed: Record | None = None
