@@ -10,7 +10,13 @@ from protembed.interrupts import Interrupted
 if TYPE_CHECKING:
     from protembed.inference.run import Run
 
-Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")]
+Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2, zstd), - for standard input.")]
+Unknown = Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know, and inner stops.")]
+Expect = Annotated[
+    Literal["warn", "protein", "error"],
+    typer.Option(help="DNA, RNA, three-letter codes: warn and count; protein (or error): refuse them."),
+]
+Empty = Annotated[Literal["error", "skip"], typer.Option(help="Records without residues; skip lists them as failed.")]
 ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `protembed models` lists, or a path.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Do not download a model that is not there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -21,10 +27,9 @@ CheckpointVersion = Annotated[float | None, typer.Option(help="Version of a Mega
 Heads = Annotated[int | None, typer.Option("--n-heads", help="Attention heads of a file that does not say it.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
-Unknown = Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know.")]
 Duplicates = Annotated[Literal["error", "suffix", "first"], typer.Option(help="Two records with one id.")]
 Key = Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the output.")]
-ShardOf = Annotated[str, typer.Option("--shard", help="Do part I of N (I/N), or the SLURM array's (slurm).")]
+ShardOf = Annotated[str, typer.Option("--shard", help="Do part I of N (I/N), or this array task's (slurm/N).")]
 Resume = Annotated[bool, typer.Option(help="Go on with an output that is not complete.")]
 
 

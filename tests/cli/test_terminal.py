@@ -280,7 +280,9 @@ def test_a_reader_that_leaves_ends_a_command_quietly(place: Path, line: str, sta
 
 
 @pytest.mark.parametrize("name", ["predict", "evaluate --json", "models", "embed --dry-run", "--version", "--help"])
-@pytest.mark.parametrize(("redirection", "reason"), [(">&-", "it is closed"), (">/dev/full", "No space left on device")])
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">&-", "it is closed"), (">/dev/full", "No space left on device")]
+)
 def test_standard_output_that_cannot_be_written_is_one_clear_error(
     place: Path, name: str, redirection: str, reason: str
 ) -> None:
