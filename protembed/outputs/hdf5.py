@@ -274,17 +274,18 @@ class HDF5Form:
         write_file(path, map(_dataset, entries), lambda: {**self.attributes, **attributes()})
         return {}
 
-    def name(self, path: Path, attributes: Facts) -> None:
+    def name(self, path: Path, attributes: Facts, folder: Path) -> None:
         """HDF5 says itself what run it is of."""
 
     def named(self, path: Path, *, keep: bool) -> None:
         """Nothing stands beside it."""
 
     def describe(self, path: Path) -> Facts:
-        """Return the root attributes of a file."""
+        """Return what the file says of its run."""
+        wanted = ("run_sha256", "failed_records", "left_out_records")
         try:
             with h5py.File(path, "r", locking=False) as file:
-                return {name: plain_value(value) for name, value in file.attrs.items()}
+                return {name: plain_value(file.attrs[name]) for name in wanted if name in file.attrs}
         except (OSError, RuntimeError, ValueError, KeyError, TypeError):
             return {}
 

@@ -170,10 +170,10 @@ class TextForm:
         named |= {"content_sha256": state.hexdigest(), "format_version": FORMAT_VERSION}
         return {**named, "attributes_sha256": digest_attributes(named)}
 
-    def name(self, path: Path, attributes: Facts) -> None:
+    def name(self, path: Path, attributes: Facts, folder: Path) -> None:
         """Write beside the text what run it is of: text itself does not say it."""
         place = run_file_of(path)
-        with atomic(place) as new, write_errors(place):
+        with atomic(place, folder=folder) as new, write_errors(place):
             new.write_text(json.dumps(attributes, indent=1), encoding="utf-8")
 
     def named(self, path: Path, *, keep: bool) -> None:
