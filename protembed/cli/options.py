@@ -7,9 +7,7 @@ import typer
 from protembed.cli.console import Console
 
 if TYPE_CHECKING:
-    from protembed.inference.contacts import ContactJob
-    from protembed.inference.predict_run import PredictJob
-    from protembed.inference.run import EmbedJob
+    from protembed.inference.run import Run
 
 Inputs = Annotated[list[str], typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")]
 ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `protembed models` lists, or a path.")]
@@ -22,9 +20,14 @@ CheckpointVersion = Annotated[float | None, typer.Option(help="Version of a Mega
 Heads = Annotated[int | None, typer.Option("--n-heads", help="Attention heads of a file that does not say it.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace an existing output.")]
+Unknown = Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know.")]
+Duplicates = Annotated[Literal["error", "suffix", "first"], typer.Option(help="Two records with one id.")]
+Key = Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the output.")]
+ShardOf = Annotated[str, typer.Option("--shard", help="Do part I of N (I/N), or the SLURM array's (slurm).")]
+Resume = Annotated[bool, typer.Option(help="Go on with an output that is not complete.")]
 
 
-def carry_out(run: "EmbedJob | ContactJob | PredictJob", console: Console) -> None:
+def carry_out(run: "Run[Any]", console: Console) -> None:
     """Do a job, show how far it is, sum up; exit status 3 when records failed."""
     with console.meter(run.residues, "residues") as meter:
         for progress in run.run():

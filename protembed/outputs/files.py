@@ -49,7 +49,7 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     final = Path(os.path.realpath(path))
     new = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.tmp")
     with write_errors(path):
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o666))
+        create(new)
     try:
         yield new
         with write_errors(path):
@@ -59,6 +59,11 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
+
+
+def create(path: Path) -> None:
+    """Make an empty file; its mode follows the umask. Raises OSError for a name that is taken, by a link, too."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o666))
 
 
 def give_name(new: Path, final: Path, *, overwrite: bool) -> None:
@@ -156,7 +161,7 @@ def _owner() -> str:
 
 
 def _process(number: int) -> str:
-    """Return number and start time, which tell a process from a later one of its number; of one that is gone the number."""
+    """Return number and start time: they tell a process from a later one of its number. One that is gone has none."""
     try:
         return f"{number} {Path(f'/proc/{number}/stat').read_text().rpartition(')')[2].split()[19]}"
     except OSError:

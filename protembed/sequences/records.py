@@ -41,6 +41,7 @@ class Record:
     description: str = ""
     place: str = ""
     gaps: int = 0
+    key: str = ""
 
     def __str__(self) -> str:
         return f"{self.place}: record '{self.id}'" if self.place else f"record '{self.id}'"

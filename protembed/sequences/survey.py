@@ -1,6 +1,7 @@
 """One look at the whole input before any computing: counts, lengths, letters, and records that share a name."""
 
 import hashlib
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -50,16 +51,51 @@ def _short(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
+def content_of(record: Record) -> bytes:
+    """Return 16 bytes that identify a record's id, header and residues."""
+    text = f"{record.id}\t{record.description}\t{record.sequence}"
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def short_content(content: bytes) -> int:
+    """Return the 64 bits of `content_of` that a survey keeps."""
+    return int.from_bytes(content[:8], "big")
+
+
+@dataclass(frozen=True)
+class FileState:
+    """An input file and what the file system says of it: size, times and inode; None where it is not there."""
+
+    path: str | os.PathLike[str]
+    state: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> "FileState":
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return cls(path, None)
+        return cls(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file system says something else now."""
+        return FileState.of(self.path).state != self.state
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What is in the input; 12 bytes a record, whatever its length.
+    """What is in the input; 20 bytes a record, whatever its length.
 
-    `names` are 64-bit digests of all keys, sorted; `repeated` those that stand more than once; `digest` identifies
-    the whole input; `unknown` and `gaps` count letters outside the alphabet and gaps removed.
+    `names` are 64-bit digests of all keys, sorted; `repeated` those that stand more than once; `contents` are 64-bit
+    digests of the records, in order; `digest` identifies the whole input; `files` are the states of its files before
+    they were read; `unknown` and `gaps` count letters outside the alphabet and gaps removed.
     """
 
     lengths: npt.NDArray[np.int32]
     names: npt.NDArray[np.uint64]
+    contents: npt.NDArray[np.uint64]
+    files: tuple[FileState, ...] = ()
     repeated: frozenset[int]
     unknown: int
     gaps: int
@@ -80,9 +116,20 @@ class Survey:
         return place < len(self.names) and bool(self.names[place] == short)
 
 
-def survey(read: Callable[[], Iterable[Record]], *, alphabet: Alphabet, unknown: UnknownPolicy, key: KeyKind) -> Survey:
-    """Read the input once. Raises InputError for what is not a protein, or for unknown letters when refused."""
-    lengths, names = array("i"), array("Q")
+def survey(
+    read: Callable[[], Iterable[Record]],
+    *,
+    alphabet: Alphabet,
+    unknown: UnknownPolicy,
+    key: KeyKind,
+    files: Iterable[str | os.PathLike[str]] = (),
+) -> Survey:
+    """Read the input once; `files` are the paths that `read` reads, to be watched until the end of the run.
+
+    Raises InputError for what is not a protein, or for unknown letters when refused.
+    """
+    states = tuple(FileState.of(path) for path in files)
+    lengths, names, contents = array("i"), array("Q"), array("Q")
     state = hashlib.blake2b(digest_size=16)
     allowed = str.maketrans("", "", "".join(alphabet.letters))
     strange = gaps = 0
@@ -90,7 +137,9 @@ def survey(read: Callable[[], Iterable[Record]], *, alphabet: Alphabet, unknown:
         lengths.append(len(record.sequence))
         name = key_of(record, key)
         names.append(_short(name))
-        state.update(f"{record.id}\t{record.sequence}\n".encode())
+        content = content_of(record)
+        contents.append(short_content(content))
+        state.update(content)
         gaps += record.gaps
         if others := record.sequence.translate(allowed):
             strange += len(others)
@@ -105,6 +154,8 @@ def survey(read: Callable[[], Iterable[Record]], *, alphabet: Alphabet, unknown:
     return Survey(
         lengths=np.array(lengths, dtype=np.int32),
         names=unique,
+        contents=np.array(contents, dtype=np.uint64),
+        files=states,
         repeated=frozenset(unique[counts > 1].tolist()),
         unknown=strange,
         gaps=gaps,
