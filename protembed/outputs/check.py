@@ -12,9 +12,10 @@ from protembed.errors import UsageError
 from protembed.interrupts import check
 from protembed.outputs.check_values import ValueChecker
 from protembed.outputs.content import ContentDigest
-from protembed.outputs.origin import Origin, Scalar, read_listed, read_origin
+from protembed.outputs.origin import Origin, read_listed, read_origin
 from protembed.outputs.printing import printable
-from protembed.outputs.safe_hdf5 import SafeDataset, SafeFile
+from protembed.outputs.safe_dataset import SafeDataset, Scalar
+from protembed.outputs.safe_hdf5 import SafeFile
 from protembed.outputs.target import cell, failures_of
 from protembed.sequences.alphabet import PROTEMBED
 from protembed.sequences.records import Record, read_fasta

@@ -9,7 +9,7 @@ import numpy as np
 
 from protembed.errors import InputError
 from protembed.outputs.origin import Origin
-from protembed.outputs.safe_hdf5 import SafeDataset, Values
+from protembed.outputs.safe_dataset import SafeDataset, Values
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _HEAP: Final = b"GCOL"
+_LARGEST_HEAP: Final = 16 * 2**20
 _TIMES_ON_DISK: Final = 64
 """Floats never pack so well on a compressing file system: a file that claims more is sparse."""
 
@@ -68,6 +69,8 @@ class GuardedBytes(io.RawIOBase):
         size = int.from_bytes(self._at(place + 8, 8), "little")
         if not 16 <= size <= self._size - place:
             raise OSError("a heap of texts does not lie within the file")
+        if size > _LARGEST_HEAP:
+            raise OSError(f"a heap of texts takes {size:,} bytes")
         heap = self._at(place, size)
         at = 16
         while at + 16 <= size:

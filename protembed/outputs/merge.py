@@ -66,7 +66,7 @@ def _write(new: Path, out: Path, ordered: Sequence[Origin]) -> int:
         )
     if text[0]:
         return append_text(new, out, ordered)
-    return write_file(new, _datasets(ordered), merged_attributes(ordered))
+    return write_file(new, _datasets(ordered), merged_attributes(ordered), name=out)
 
 
 def _datasets(ordered: Sequence[Origin]) -> Iterator[Dataset]:

@@ -15,11 +15,10 @@ from typing import Any, Final, get_args
 from protembed.errors import OutputError, UsageError
 from protembed.outputs.content import FORMAT_VERSION, digest_attributes
 from protembed.outputs.printing import printable
+from protembed.outputs.safe_dataset import Scalar
 from protembed.outputs.target import failures_of, read_failures
 from protembed.sequences.shard import Shard
 from protembed.sequences.survey import DuplicatePolicy, KeyKind
-
-Scalar = str | int | float | bool
 
 _REQUIRED: Final[Mapping[str, type]] = {
     **dict.fromkeys(("content", "model_name", "weights_sha256", "tool_version", "computed_with"), str),

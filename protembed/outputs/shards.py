@@ -5,8 +5,9 @@ from typing import Final
 
 from protembed.errors import InputError
 from protembed.outputs.content import run_digest
-from protembed.outputs.origin import Origin, Scalar, read_listed
+from protembed.outputs.origin import Origin, read_listed
 from protembed.outputs.printing import printable
+from protembed.outputs.safe_dataset import Scalar
 from protembed.sequences.shard import Shard
 
 _COUNTS: Final = ("failed_records", "left_out_records")
@@ -53,7 +54,8 @@ def merged_attributes(shards: Sequence[Origin]) -> dict[str, Scalar]:
     merged: dict[str, Scalar] = {name: value for name, value in first.attributes.items() if name not in _OWN}
     if not first.sealed:
         policies = [origin.text("long_proteins") for origin in shards]
-        return {**merged, "long_proteins": next((policy for policy in policies if policy not in ("", "none")), "none")}
+        policy = next((policy for policy in policies if policy not in ("", "none")), "none")
+        return {**merged, "long_proteins": policy, "format_version": 1}
     counts = {name: sum(origin.number(name) or 0 for origin in shards) for name in _COUNTS}
     run = run_digest(first.text("job_sha256"), "1/1")
     return {**merged, **counts, "shard": "1/1", "first_record": 0, "run_sha256": run}

@@ -6,7 +6,8 @@ from pathlib import Path
 from types import TracebackType
 
 from protembed.outputs.printing import printable
-from protembed.outputs.safe_hdf5 import SafeFile, Scalar, Values
+from protembed.outputs.safe_dataset import Scalar, Values
+from protembed.outputs.safe_hdf5 import SafeFile
 from protembed.sequences.survey import id_key
 
 
@@ -43,7 +44,10 @@ class EmbeddingStore(Mapping[str, Values]):
     def __iter__(self) -> Iterator[str]:
         for key in self._file:
             name = self._id_of(key)
-            yield name if id_key(name) == key or self._names().get(name) == key else key
+            if id_key(name) == key or (not self._keys_are_ids and self._names().get(name) == key):
+                yield name
+            else:
+                yield key
 
     def __len__(self) -> int:
         return len(self._file)
@@ -72,7 +76,7 @@ class EmbeddingStore(Mapping[str, Values]):
         return None if self._keys_are_ids else self._names().get(name, key if key == name else None)
 
     def _id_of(self, key: str) -> str:
-        stored = self._file[key].attribute("original_id")
+        stored = self._file.open(key).attribute("original_id")
         return stored if isinstance(stored, str) else key
 
     def _names(self) -> dict[str, str]:

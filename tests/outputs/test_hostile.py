@@ -1,4 +1,4 @@
-"""HDF5 files that were made to mislead: refused by name by `check`, `merge` and `open`; never followed, never in full."""
+"""HDF5 files that were made to mislead: `check`, `merge` and `open` refuse them by name, and follow nothing."""
 
 import os
 import random
@@ -176,7 +176,7 @@ HOSTILE: dict[Change, str] = {
     strange_float: "bad does not hold numbers",
     big_endian: "bad does not hold numbers",
     committed_type: "bad is a data type",
-    of_a_committed_type: "bad does not hold numbers",
+    of_a_committed_type: "(type is a data type|bad does not hold numbers)",
     null_space: "bad is neither a vector nor a matrix",
     no_values: "bad is neither a vector nor a matrix",
     many_axes: "bad is neither a vector nor a matrix",
@@ -262,7 +262,7 @@ def texts_attribute(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (huge_attribute, "the attribute bad takes 30,000,000 bytes"),
+        (huge_attribute, "the attribute bad: .*a heap of texts takes 30,0.* bytes"),
         (many_attributes, r"has 1,5\d\d attributes"),
         (array_attribute, "the attribute bad is neither a text nor a number"),
         (reference_attribute, "the attribute bad is neither a text nor a number"),
