@@ -15,7 +15,16 @@ from protembed.outputs.origin import Origin, read_origin
 from protembed.outputs.printing import printable
 from protembed.outputs.safe_hdf5 import SafeFile
 from protembed.outputs.shards import in_order, listed_failures, merged_attributes
-from protembed.outputs.target import failures_of, format_of, refuse_same, require_own_list, write_failures
+from protembed.outputs.target import (
+    failures_of,
+    format_of,
+    is_stream,
+    refuse_same,
+    require_ending,
+    require_own_list,
+    run_file_of,
+    write_failures,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +46,22 @@ def merge_shards(out: Path, shards: Sequence[Path], *, overwrite: bool = False) 
     """
     if not shards:
         raise UsageError("no shards are named", hint="Name the files of all shards.")
+    text = _require_one_format(out, shards)
     refuse_same([out, failures_of(out)], [*shards, *(failures_of(path) for path in shards)], what="one of the shards")
     require_own_list(out, shards)
     with lock(out):
-        if out.exists() and not overwrite:
-            raise OutputError(f"{out} exists", hint="--overwrite replaces it.")
+        if out.exists() and (out.is_dir() or not overwrite):
+            raise OutputError(f"{printable(str(out))} exists", hint="--overwrite replaces a file.")
         ordered = in_order([_read_origin(path) for path in shards])
         failures = listed_failures(ordered)
         with atomic(out, overwrite=overwrite) as new:
-            records = _write(new, out, ordered)
+            if text:
+                records = append_text(new, out, ordered)
+            else:
+                records = write_file(new, _datasets(ordered), merged_attributes(ordered), name=out)
             write_failures(out, failures)
+        if text:  # an earlier run may have left one, which is not of this text
+            run_file_of(out).unlink(missing_ok=True)
         return Merged(records=records, failed=len(failures))
 
 
@@ -57,16 +72,20 @@ def _read_origin(path: Path) -> Origin:
         return read_origin(path, file.attributes)
 
 
-def _write(new: Path, out: Path, ordered: Sequence[Origin]) -> int:
-    text = [is_text(origin.path) for origin in ordered]
+def _require_one_format(out: Path, shards: Sequence[Path]) -> bool:
+    """Tell whether the shards are text. Raises UsageError where the names say several formats, or no file."""
+    if is_stream(out):
+        raise UsageError(f"{printable(str(out))} is not a file", hint="Name a file.")
+    text = [is_text(path) for path in shards]
     form = format_of(out)
     if any(text) != all(text) or (form is not None and (form == "h5") == text[0]):
+        names = ", ".join(sorted({path.suffix or "none" for path in (out, *shards)}))
         raise UsageError(
-            f"{printable(str(out))} and the shards are not of one format", hint="HDF5 or text, all of them."
+            f"the output and the shards are of several formats: {names}", hint="HDF5 or text, all of them."
         )
-    if text[0]:
-        return append_text(new, out, ordered)
-    return write_file(new, _datasets(ordered), merged_attributes(ordered), name=out)
+    if not text[0]:
+        require_ending(out, "h5")
+    return text[0]
 
 
 def _datasets(ordered: Sequence[Origin]) -> Iterator[Dataset]:

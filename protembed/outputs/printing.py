@@ -9,5 +9,7 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[31m")
     'a\\x1b[31m'
     """
+    if text.isprintable() and len(text) <= _LONGEST:
+        return text
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."

@@ -153,13 +153,14 @@ def read_scalar(attribute: h5a.AttrID, place: str) -> Scalar:
     """Read one attribute that is a text or a number, nothing else and nothing huge."""
     name = printable(decode(attribute.name))
     with reading(f"{place}: the attribute {name}"):
-        kind = attribute.get_type().get_class()
+        stored = attribute.get_type()
+        kind = stored.get_class()
         single = attribute.get_space().get_simple_extent_type() == h5s.SCALAR
         if kind not in (h5t.STRING, h5t.INTEGER, h5t.FLOAT, h5t.ENUM) or not single:
             raise InputError(f"{place}: the attribute {name} is neither a text nor a number")
         if attribute.get_storage_size() > _LARGEST_ATTRIBUTE:
             raise InputError(f"{place}: the attribute {name} takes {attribute.get_storage_size():,} bytes")
-        value = np.empty((), dtype=attribute.dtype)
+        value = np.empty((), dtype=stored.dtype)
         attribute.read(value)
         plain = value.item()
         if isinstance(plain, bytes):

@@ -29,6 +29,7 @@ from protembed.outputs.safe_dataset import (
 )
 
 _PAGE: Final = 100_000
+_CACHE: Final = 2**20
 _MOST_ATTRIBUTES: Final = 1_000
 _LINKS: Final = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link to another file"}
 _OBJECTS: Final = {h5o.TYPE_GROUP: "a group", h5o.TYPE_NAMED_DATATYPE: "a data type"}
@@ -50,6 +51,7 @@ class SafeFile:
             access = h5p.create(h5p.FILE_ACCESS)
             access.set_fclose_degree(h5f.CLOSE_STRONG)
             access.set_fileobj_driver(h5fd.fileobj_driver, content)
+            _bound_cache(access)
             self._file = h5f.open(self._place.encode(), h5f.ACC_RDONLY, fapl=access)
         # An open file whose bytes come from Python must be closed before Python ends: libhdf5 would crash.
         self._close = weakref.finalize(self, _close, self._file)
@@ -156,6 +158,14 @@ class SafeFile:
                 f"{self._place}: {printable(name)} is {_LINKS.get(kind, 'a link of an unknown kind')}, not a dataset",
                 hint="Links are not followed.",
             )
+
+
+def _bound_cache(access: h5p.PropFAID) -> None:
+    """Keep what libhdf5 remembers of a file small: by default it grows to a hundred megabytes, and is not used again."""
+    config = access.get_mdc_config()
+    config.set_initial_size, config.initial_size = True, _CACHE
+    config.min_size = config.max_size = _CACHE
+    access.set_mdc_config(config)
 
 
 def _close(file: h5f.FileID) -> None:

@@ -119,6 +119,7 @@ def write_output(
             }
         )
         seal(file)
+    path.with_suffix(".failed.tsv").unlink(missing_ok=True)
     if lost:
         lines = "".join(f"{name}\ttoo long\n" for name in lost)
         path.with_suffix(".failed.tsv").write_text(f"id\treason\n{lines}")
