@@ -30,10 +30,15 @@ def find_model(name: str, *, offline: bool = False) -> Path:
 
     With `offline` or HF_HUB_OFFLINE=1 nothing is downloaded. Raises ModelError, DependencyError.
     """
+    if not name:
+        raise ModelError(
+            "no model is named", hint="`protembed models` lists the names; or give the path of a checkpoint."
+        )
     if (bundled := bundled_models().get(name)) is not None:
         return bundled
-    if Path(name).exists():
-        return Path(name)
+    path = Path(name) if Path(name).name else Path(name).resolve()  # `.` is a folder that has a name
+    if path.name and path.exists():
+        return path
     known = find_known(name)
     if known is not None:
         show_terms(known.license)

@@ -12,6 +12,8 @@ from protembed.cli.options import (
     Device,
     Dtype,
     Duplicates,
+    Empty,
+    Expect,
     Heads,
     Inputs,
     Key,
@@ -53,6 +55,8 @@ def embed(
     ] = "split",
     max_length: Annotated[int | None, typer.Option(help="Set or lower that limit (residues).")] = None,
     unknown: Unknown = "x",
+    expect: Expect = "warn",
+    empty: Empty = "error",
     duplicates: Duplicates = "error",
     key: Key = "id",
     shard: ShardOf = "1/1",
@@ -70,8 +74,8 @@ def embed(
     from protembed.inference.embed import EmbedOptions
     from protembed.inference.embed_run import EmbedOutput, embed_run
     from protembed.inference.run import RunOptions, parse_budget
-    from protembed.sequences.records import input_files
     from protembed.sequences.shard import parse_shard
+    from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
     loading = ModelOptions(
@@ -94,14 +98,16 @@ def embed(
     output = EmbedOutput(proteins=out, residues=residues, store_dtype=store_dtype)
     running = RunOptions(
         unknown=unknown,
+        expect=expect,
+        empty=empty,
         duplicates=duplicates,
         key=key,
-        shard=parse_shard(shard),
+        shard=parse_shard(shard, out or residues),
         resume=resume,
         overwrite=overwrite,
         reads=(model,),
     )
-    with input_files(inputs) as paths:
+    with input_files(inputs, beside=(out or residues or Path()).parent) as paths:
         run = embed_run(paths, open_backend(loading), options, output, running)
         if dry_run:
             print_table("dry run", ["what", "value"], run.plan())
@@ -124,6 +130,8 @@ def contacts(
     ] = "skip",
     max_length: Annotated[int | None, typer.Option(help="Set or lower that limit (residues).")] = None,
     unknown: Unknown = "x",
+    expect: Expect = "warn",
+    empty: Empty = "error",
     duplicates: Duplicates = "error",
     key: Key = "id",
     shard: ShardOf = "1/1",
@@ -137,8 +145,8 @@ def contacts(
     from protembed.backends.load import ModelOptions, open_backend
     from protembed.inference.contacts import ContactOptions, contact_run
     from protembed.inference.run import RunOptions
-    from protembed.sequences.records import input_files
     from protembed.sequences.shard import parse_shard
+    from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
     loading = ModelOptions(
@@ -147,12 +155,14 @@ def contacts(
     options = ContactOptions(out=out, plots=plot, store_dtype=store_dtype, long=long, max_length=max_length)
     running = RunOptions(
         unknown=unknown,
+        expect=expect,
+        empty=empty,
         duplicates=duplicates,
         key=key,
-        shard=parse_shard(shard),
+        shard=parse_shard(shard, out),
         resume=resume,
         overwrite=overwrite,
         reads=(model,),
     )
-    with input_files(inputs) as paths:
+    with input_files(inputs, beside=out.parent) as paths:
         carry_out(contact_run(paths, open_backend(loading), options, running), console)

@@ -11,6 +11,8 @@ from protembed.cli.options import (
     Device,
     Dtype,
     Duplicates,
+    Empty,
+    Expect,
     Heads,
     Key,
     ModelName,
@@ -38,7 +40,7 @@ MaxTokens = Annotated[str, typer.Option(help="Token budget of a batch, or auto."
 @app.command()
 def predict(
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")
+        list[str] | None, typer.Argument(help="FASTA files (plain, gzip, xz, bzip2, zstd), - for standard input.")
     ] = None,
     task: Annotated[
         str, typer.Option(help="Names or paths of heads, by commas: ss3,disorder; `list` shows them.")
@@ -57,6 +59,8 @@ def predict(
     long: LongPolicy = "split",
     max_length: Annotated[int | None, typer.Option(help="Set or lower that limit (residues).")] = None,
     unknown: Unknown = "x",
+    expect: Expect = "warn",
+    empty: Empty = "error",
     duplicates: Duplicates = "error",
     key: Key = "id",
     shard: ShardOf = "1/1",
@@ -75,8 +79,8 @@ def predict(
     from protembed.inference.predict import PredictOptions, list_tasks
     from protembed.inference.predict_run import PredictionOutput, predict_run
     from protembed.inference.run import RunOptions, parse_budget
-    from protembed.sequences.records import input_files
     from protembed.sequences.shard import parse_shard
+    from protembed.sequences.spool import input_files
 
     if task == "list":
         print_table("tasks", *list_tasks(Path(model).stem))
@@ -89,15 +93,18 @@ def predict(
     loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)
     running = RunOptions(
         unknown=unknown,
+        expect=expect,
+        empty=empty,
         duplicates=duplicates,
         key=key,
-        shard=parse_shard(shard),
+        shard=parse_shard(shard, out),
         resume=resume,
         overwrite=overwrite,
         reads=(model, *names),
     )
-    with input_files(inputs) as paths:
-        carry_out(predict_run(paths, open_backend(loading), options, output, running), Console(quiet=quiet))
+    with input_files(inputs, beside=out.parent) as paths:
+        console = Console(quiet=quiet, data=str(out) == "-")
+        carry_out(predict_run(paths, open_backend(loading), options, output, running), console)
 
 
 @app.command()

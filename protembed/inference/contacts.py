@@ -1,6 +1,5 @@
 """Contact maps from the attention maps of a model, and what `protembed contacts` writes and draws of them."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.backends.base import Backend
-from protembed.errors import OutOfMemoryError, UsageError
+from protembed.errors import OutOfMemoryError, UsageError, require_whole
 from protembed.inference.assembly import Cutting
 from protembed.inference.run import Part, Run, RunOptions
 from protembed.models.cost import DATASET_BYTES
@@ -18,6 +17,7 @@ from protembed.outputs.file_writer import OutputFile
 from protembed.outputs.hdf5 import HDF5Form, describe_origin
 from protembed.outputs.plots import draw_contacts, file_name, make_folder, require_matplotlib
 from protembed.outputs.target import is_stream, name_shard, require_ending
+from protembed.sequences.files import AnyPath
 from protembed.sequences.records import Record
 from protembed.sequences.windows import Failure
 
@@ -39,7 +39,7 @@ class ContactMap:
 class ContactOptions:
     """Where maps go, `plots` being a folder for one picture per protein, and what happens to long proteins.
 
-    A map needs its protein in one piece: one over the model's limit, or `max_length`, is a Failure (`skip`) or an error.
+    A map needs its protein in one piece: one over the model's limit, or `max_length`, is a Failure or an error.
     """
 
     out: Path
@@ -48,10 +48,15 @@ class ContactOptions:
     long: Literal["skip", "error"] = "skip"
     max_length: int | None = None
 
+    def __post_init__(self) -> None:
+        require_whole("max_length", self.max_length, least=2)
+
 
 def contact_map(record: Record, backend: Backend, limit: int | None = None) -> ContactMap | Failure:
     """Compute one map; a protein over the limit, or too large for the memory, is a Failure."""
     length = len(record.sequence)
+    if not length:
+        return Failure(record=record, reason="it has no residues")
     limits = [number for number in (limit, backend.card.max_residues) if number is not None]
     if limits and length > min(limits):
         reason = f"{length} residues are more than {min(limits)}, and a map needs all at once"
@@ -66,7 +71,7 @@ def contact_map(record: Record, backend: Backend, limit: int | None = None) -> C
 
 
 def contact_run(
-    paths: Sequence[str | os.PathLike[str]], backend: Backend, options: ContactOptions, run: RunOptions | None = None
+    paths: Sequence[AnyPath], backend: Backend, options: ContactOptions, run: RunOptions | None = None
 ) -> Run[ContactMap]:
     """Prepare a run of `contacts`; see Run.
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from protembed.backends.base import Backend
-from protembed.errors import UsageError
+from protembed.errors import UsageError, require_whole
 from protembed.inference.assembly import Cutting, Windows, compute_batches
 from protembed.sequences.batching import TokenBatch
 from protembed.sequences.records import Record
@@ -33,8 +33,11 @@ class EmbedOptions:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 2:
-            raise UsageError(f"--max-length {self.max_length} is too small", hint="Give at least 2 residues.")
+        require_whole("layer", self.layer)
+        require_whole("max_tokens", self.max_tokens, least=1)
+        require_whole("max_length", self.max_length, least=2)
+        if self.pool is not None and self.pool not in get_args(Pool):
+            raise UsageError(f"pool {self.pool!r} is unknown", hint=f"Known: {', '.join(get_args(Pool))}.")
 
     @property
     def cutting(self) -> Cutting:

@@ -1,6 +1,5 @@
 """What `protembed embed` computes and writes: a file of vectors, one of residues' rows, or both."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from protembed.models.cost import DATASET_BYTES
 from protembed.outputs.file_writer import OutputFile
 from protembed.outputs.hdf5 import Attributes, HDF5Form, describe_origin
 from protembed.outputs.target import is_stream, name_shard, require_ending
+from protembed.sequences.files import AnyPath
 from protembed.sequences.records import Record
 from protembed.sequences.windows import Failure
 
@@ -30,7 +30,7 @@ class EmbedOutput:
 
 
 def embed_run(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[AnyPath],
     backend: Backend,
     options: EmbedOptions,
     output: EmbedOutput,

@@ -9,7 +9,7 @@ import numpy as np
 
 from protembed.backends.base import Backend, Predictor
 from protembed.checkpoints.find import bundled_head, find_head
-from protembed.errors import OutOfMemoryError, UsageError
+from protembed.errors import OutOfMemoryError, UsageError, require_whole
 from protembed.inference.assembly import Cutting, Outputs, Windows, compute_batches
 from protembed.inference.memory import available_memory
 from protembed.models.head_config import HeadCard, require_distinct
@@ -30,6 +30,10 @@ class PredictOptions:
     max_tokens: int | None = None
     long: Literal["split", "error", "skip"] = "split"
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        require_whole("max_tokens", self.max_tokens, least=1)
+        require_whole("max_length", self.max_length, least=2)
 
     @property
     def cutting(self) -> Cutting:

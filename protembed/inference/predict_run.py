@@ -1,6 +1,5 @@
 """What `protembed predict` computes and writes: all tasks in one pass, as text or HDF5, and pictures of them."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from protembed.outputs.plots import Track, draw_contacts, draw_tracks, file_name
 from protembed.outputs.stream import StreamWriter
 from protembed.outputs.target import is_stream, name_shard
 from protembed.outputs.text import TEXT_FORMATS, Format, TextForm, choose_format
+from protembed.sequences.files import AnyPath
 from protembed.sequences.records import Record
 from protembed.sequences.survey import id_key
 from protembed.sequences.windows import Failure
@@ -40,7 +40,7 @@ class PredictionOutput:
 
 
 def predict_run(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[AnyPath],
     backend: Backend,
     options: PredictOptions,
     output: PredictionOutput,

@@ -27,10 +27,12 @@ from protembed.outputs.file_writer import FileWriter, OutputFile, RunIdentity
 from protembed.outputs.stream import StreamWriter
 from protembed.outputs.target import failures_of, refuse_same, require_own_list
 from protembed.outputs.writer import Item, Writer
+from protembed.sequences.composition import ExpectPolicy, UnknownPolicy
+from protembed.sequences.files import AnyPath
 from protembed.sequences.reading import Reading
-from protembed.sequences.records import Record, read_fasta
+from protembed.sequences.records import EmptyPolicy, Record, read_fasta
 from protembed.sequences.shard import Shard
-from protembed.sequences.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_keys, survey
+from protembed.sequences.survey import DuplicatePolicy, KeyKind, Survey, assign_keys, survey
 from protembed.sequences.windows import Failure
 
 
@@ -39,12 +41,14 @@ class RunOptions:
     """How a run treats its input and its outputs; `reads` names files beside the input that no output may replace."""
 
     unknown: UnknownPolicy = "x"
+    expect: ExpectPolicy = "warn"
+    empty: EmptyPolicy = "error"
     duplicates: DuplicatePolicy = "error"
     key: KeyKind = "id"
     shard: Shard = field(default_factory=Shard)
     resume: bool = False
     overwrite: bool = False
-    reads: tuple[str | os.PathLike[str], ...] = ()
+    reads: tuple[AnyPath, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,7 @@ def parse_budget(text: str) -> int | None:
     """Read a token budget; None stands for auto."""
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) > 0):
         raise UsageError(f"--max-tokens {text}: not a positive number", hint="Example: --max-tokens 4096, or auto.")
     return int(text)
 
@@ -116,16 +120,22 @@ class Run(Generic[Item]):
 
     def __init__(
         self,
-        paths: Sequence[str | os.PathLike[str]],
+        paths: Sequence[AnyPath],
         work: Work[Item],
         options: RunOptions,
         stream: Callable[[int], StreamWriter[Item]] | None = None,
     ) -> None:
         self._work, self._options, self._stream = work, options, stream
         self._require_outputs(paths)
-        read = partial(read_fasta, paths)  # type: ignore[arg-type]
-        alphabet = work.backend.card.alphabet
-        self.survey: Survey = survey(read, alphabet=alphabet, unknown=options.unknown, key=options.key, files=paths)
+        read = partial(read_fasta, paths, empty=options.empty)
+        self.survey: Survey = survey(
+            read,
+            alphabet=work.backend.card.alphabet,
+            unknown=options.unknown,
+            key=options.key,
+            expect=options.expect,
+            files=paths,
+        )
         self._reading = Reading(read, self.survey)
         if options.duplicates == "error" and self.survey.repeated:
             deque(assign_keys(read(), self.survey, kind=options.key, policy="error"), maxlen=0)
@@ -168,6 +178,7 @@ class Run(Generic[Item]):
             ["shortest, median, longest", ", ".join(f"{length:,.0f}" for length in quantiles)],
             ["longer than the model's limit", f"{self._over_limit(lengths):,}"],
             ["letters outside the alphabet", f"{self.survey.unknown:,}"],
+            ["look like something else than proteins", f"{sum(self.survey.others.values()):,}"],
             ["output", f"about {needs.output_bytes / 1e6:,.1f} MB, and twice that until it is complete"],
             ["memory", f"about {needs.memory_bytes / 1e6:,.0f} MB beside the runtime's own"],
             ["time", f"about {seconds:,.0f} s"],
@@ -181,8 +192,7 @@ class Run(Generic[Item]):
         lines = [f"{len(lengths):,} records, {self.residues:,} residues{title} -> {files}"]
         listed = "named above" if self._stream else f"listed in {failures_of(work.outputs[0])}"
         noted = {
-            f"letters outside the alphabet, read as {work.backend.card.alphabet.unknown}": self.survey.unknown,
-            "gaps removed": self.survey.gaps,
+            **self.survey.notes(work.backend.card.alphabet.unknown),
             f"proteins longer than the model's limit (--long {work.cutting.long})": self._over_limit(lengths),
             "repeated records left out (--duplicates first)": self.left_out,
             f"records without a result, {listed}": self.failed,
@@ -277,7 +287,7 @@ class Run(Generic[Item]):
             budget=self._budget(),
         )
 
-    def _require_outputs(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+    def _require_outputs(self, paths: Sequence[AnyPath]) -> None:
         """Refuse outputs that would replace what is read, before anything is read."""
         outputs = self._work.outputs
         if self._stream:

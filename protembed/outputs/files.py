@@ -161,7 +161,7 @@ def _owner() -> str:
 
 
 def _process(number: int) -> str:
-    """Return number and start time: they tell a process from a later one of its number. One that is gone has none."""
+    """Return a process's number and start time, since numbers come round again; only the number if it is gone."""
     try:
         return f"{number} {Path(f'/proc/{number}/stat').read_text().rpartition(')')[2].split()[19]}"
     except OSError:

@@ -191,6 +191,8 @@ class _Pen:
         self._text = h5py.string_dtype()
         self._texts = h5t.py_create(self._text, logical=True)
         self._types: dict[str, Any] = {}
+        self._layout = h5p.create(h5p.DATASET_CREATE)
+        self._layout.set_obj_track_times(False)  # the same input gives the same bytes at any time
         self._links = {}
         for name, coding in (("ascii", h5t.CSET_ASCII), ("utf-8", h5t.CSET_UTF8)):
             self._links[name] = h5p.create(h5p.LINK_CREATE)
@@ -203,7 +205,7 @@ class _Pen:
         values = np.frombuffer(item.data, dtype=item.dtype).reshape(item.shape)
         space = h5s.create_simple(item.shape) if item.shape else self._scalar
         try:
-            dataset = h5d.create(self._file, name, self._type(item.dtype), space, None, links)
+            dataset = h5d.create(self._file, name, self._type(item.dtype), space, self._layout, links)
         except ValueError as error:
             if name in self._file:
                 raise OutputError(f"the key '{item.key}' comes twice") from error
