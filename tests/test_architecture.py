@@ -25,7 +25,20 @@ FLOORS = [
 """A room imports only from floors below its own."""
 
 ROOMS = {
-    "inference": [["memory"], ["embed", "predict"], ["run", "report"], ["contacts", "predict_run", "evaluate"]],
+    "inference": [
+        ["memory"],
+        ["assembly"],
+        ["embed", "predict"],
+        ["run", "report"],
+        ["embed_run", "contacts", "predict_run", "evaluate"],
+    ],
+    "outputs": [
+        ["content", "files"],
+        ["journal", "target"],
+        ["writer", "plots", "safe_hdf5"],
+        ["file_writer", "stream", "hdf5", "text"],
+        ["store", "verify"],
+    ],
 }
 """Floors inside a room where much happens."""
 

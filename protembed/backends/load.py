@@ -13,7 +13,7 @@ from protembed.backends.base import Backend, Predictor
 from protembed.backends.onnx.cache import find_exported
 from protembed.checkpoints.find import find_model
 from protembed.checkpoints.registry import show_terms
-from protembed.errors import ModelError, OutputError, UsageError
+from protembed.errors import ModelError, OutputError, UsageError, require_whole
 from protembed.models.config import DEFAULT_MODEL, ModelCard
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class ModelOptions:
     checkpoint_version: float | None = None
     n_heads: int | None = None
 
+    def __post_init__(self) -> None:
+        require_whole("threads", self.threads, least=1)
+        require_whole("n_heads", self.n_heads, least=1)
+
 
 def open_model(options: ModelOptions) -> "ProteinModel":
     """Load a model of any supported form into torch."""
@@ -54,7 +58,6 @@ def open_model(options: ModelOptions) -> "ProteinModel":
             f"{path}: an ONNX file runs under --backend onnx, and cannot be loaded into torch",
             hint="Give the checkpoint that it was exported from.",
         )
-    _check_threads(options.threads)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
@@ -113,7 +116,6 @@ def _open_onnx(path: Path, options: ModelOptions, *, other: Callable[[], Predict
 
     if not _says_everything(options):
         raise UsageError(f"{path}: an ONNX file says everything itself; it takes no variant, version or heads")
-    _check_threads(options.threads)
     backend = OnnxBackend(path, device=options.device, threads=options.threads, other=other)
     if options.dtype not in ("auto", backend.arithmetic):
         raise UsageError(
@@ -144,11 +146,6 @@ def has_gpu() -> bool:
         return False
     count = ctypes.c_int()
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and threads < 1:
-        raise UsageError("--threads must be at least 1")
 
 
 def convert_model(options: ModelOptions, out: Path, *, overwrite: bool) -> ModelCard:

@@ -1,10 +1,10 @@
 """The torch runtime: a ProteinModel on a CPU or a CUDA device."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,12 @@ from protembed.models.heads.run import run_heads
 from protembed.models.packing import Packed
 from protembed.models.protein_model import ProteinModel
 from protembed.sequences.batching import TokenBatch
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_SHORT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What plain RuntimeErrors of torch's CPU allocator, of CUDA and of cuBLAS or cuDNN say when memory is short."""
 
 CPU_TOKENS = 1024
 """On a CPU larger batches are no faster and take more memory."""
@@ -59,6 +65,27 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return known[name]
 
 
+def _report_memory(compute: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Turn the ways in which torch says that memory is short into OutOfMemoryError.
+
+    It is raised when the block that caught torch's error is over: that error's traceback holds all that was computed
+    until then, and neither the cache can be emptied nor a smaller batch fit while it is there.
+    """
+
+    @wraps(compute)
+    def computed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return compute(*args, **kwargs)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            reason = str(error)
+            if not (isinstance(error, torch.OutOfMemoryError) or any(words in reason for words in _SHORT_OF_MEMORY)):
+                raise
+        torch.cuda.empty_cache()
+        raise OutOfMemoryError(reason)
+
+    return computed
+
+
 class TorchBackend:
     """Runs a ProteinModel; see backend.Backend."""
 
@@ -93,21 +120,21 @@ class TorchBackend:
         efficiency = 0.5  # of a whole model against its matrix products alone, seen on CPUs
         return efficiency * 2 * rows * config.d_model * config.d_ff / (time.perf_counter() - began)
 
+    @_report_memory
     @torch.inference_mode()
     def run(self, batch: TokenBatch, wanted: Collection[Output]) -> Outputs:
-        with _memory_reported():
-            outputs = self._model.outputs(self._move(batch.tokens), Packed(batch.lengths, self._device), wanted)
-            return {name: _to_numpy(values) for name, values in outputs.items()}
+        outputs = self._model.outputs(self._move(batch.tokens), Packed(batch.lengths, self._device), wanted)
+        return {name: _to_numpy(values) for name, values in outputs.items()}
 
+    @_report_memory
     @torch.inference_mode()
     def contacts(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        with _memory_reported():
-            return _to_numpy(self._model.contacts(self._move(tokens)))
+        return _to_numpy(self._model.contacts(self._move(tokens)))
 
+    @_report_memory
     @torch.inference_mode()
     def attentions(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        with _memory_reported():
-            return _to_numpy(self._model.attentions(self._move(tokens)))
+        return _to_numpy(self._model.attentions(self._move(tokens)))
 
     def attach(self, path: Path) -> HeadCard:
         if path not in self._cards:
@@ -121,29 +148,15 @@ class TorchBackend:
             self._heads[card.task], self._cards[path] = head, card
         return self._cards[path]
 
+    @_report_memory
     @torch.inference_mode()
     def predict(self, batch: TokenBatch, tasks: Collection[str]) -> Mapping[str, list[npt.NDArray[np.float32]]]:
-        with _memory_reported():
-            heads = {task: self._heads[task] for task in tasks}
-            outputs = run_heads(self._model, heads, self._move(batch.tokens), Packed(batch.lengths, self._device))
-            return {task: [_to_numpy(values) for values in proteins] for task, proteins in outputs.items()}
+        heads = {task: self._heads[task] for task in tasks}
+        outputs = run_heads(self._model, heads, self._move(batch.tokens), Packed(batch.lengths, self._device))
+        return {task: [_to_numpy(values) for values in proteins] for task, proteins in outputs.items()}
 
     def _move(self, tokens: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(tokens).to(self._device)
-
-
-@contextmanager
-def _memory_reported() -> Iterator[None]:
-    """Turn the ways in which torch says that memory is short into OutOfMemoryError."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise OutOfMemoryError(str(error)) from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):  # torch's own CPU allocator has no exception class
-            raise OutOfMemoryError(str(error)) from error
-        raise
 
 
 def _to_numpy(values: Tensor) -> npt.NDArray[np.floating[Any]]:

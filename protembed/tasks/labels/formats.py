@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import InputError
+from protembed.sequences.files import open_text
 from protembed.sequences.readers import read_lmdb
-from protembed.sequences.records import Record, clean, open_text, read_fasta
+from protembed.sequences.records import Record, clean, read_fasta
 
 Array = npt.NDArray[Any]
 
