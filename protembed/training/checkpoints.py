@@ -173,7 +173,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _identity(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must not change in a run, by the place that tells it."""
-    paths = ("corpus", "train", "valid")
+    paths = ("corpus", "train", "valid", "homologs")
     return {
         "[model]": state["model"],
         "[data]": {name: value for name, value in state["data"].items() if name not in paths},

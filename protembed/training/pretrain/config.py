@@ -39,14 +39,16 @@ class ModelSection:
 class DataSection:
     """Where the proteins are, and how they become batches.
 
-    `corpus` is a folder that `protembed prepare` made; when it is not there, it is made of the files `train` and
-    `valid`. `max_residues`: longer proteins give a random window of this length, another one each epoch. `sampling`:
-    an epoch visits every protein, or every cluster and one member of it drawn at random.
+    `corpus` is a folder that `protembed prepare` made; when it is not there, it is made of the files `train`, `valid`
+    and `homologs` (hits or alignments, for [objective] profile). `max_residues`: longer proteins give a random window
+    of this length, another one each epoch. `sampling`: an epoch visits every protein, or every cluster and one member
+    of it drawn at random.
     """
 
     corpus: str
     train: tuple[str, ...] = ()
     valid: tuple[str, ...] = ()
+    homologs: tuple[str, ...] = ()
     max_residues: int = 1022
     sampling: Literal["proteins", "clusters"] = "proteins"
 

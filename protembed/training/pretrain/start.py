@@ -32,9 +32,9 @@ def find_corpus(data: DataSection, alphabet: Alphabet, world: World) -> Corpus:
     A complete corpus does without its sources: on another machine they need not be. Raises TrainingError.
     """
     folder = Path(data.corpus)
-    at_hand = all(Path(source).exists() for source in (*data.train, *data.valid))
+    at_hand = all(Path(source).exists() for source in (*data.train, *data.valid, *data.homologs))
     if data.train and world.is_main and (at_hand or not (folder / "index.json").exists()):
-        prepare_corpus(data.train, folder, alphabet, valid=data.valid)
+        prepare_corpus(data.train, folder, alphabet, valid=data.valid, homologs=data.homologs)
     world.wait()
     corpus = open_corpus(folder, alphabet)
     if not len(corpus.train):
