@@ -10,11 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "protembed"
 
 FLOORS = [
-    ["errors"],
+    ["errors", "interrupts"],
     ["sequences"],
     ["models"],
     ["tasks"],
-    ["outputs", "checkpoints"],
+    ["outputs"],
+    ["checkpoints"],
     ["backends"],
     ["inference", "training"],
     ["api"],

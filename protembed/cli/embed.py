@@ -64,7 +64,7 @@ def embed(
     from protembed.backends.load import ModelOptions, open_backend
     from protembed.inference.embed import EmbedOptions
     from protembed.inference.run import EmbedJob, JobOptions, parse_budget
-    from protembed.outputs.files import Target
+    from protembed.outputs.target import Target
     from protembed.sequences.records import input_files
     from protembed.sequences.shard import parse_shard
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from protembed.backends.base import Backend
 from protembed.errors import OutOfMemoryError
 from protembed.inference.run import Progress, check_space
-from protembed.outputs.files import Target
 from protembed.outputs.hdf5 import Attributes, HDF5Writer, describe_origin
 from protembed.outputs.plots import draw_contacts, file_name, make_folder, require_matplotlib
+from protembed.outputs.target import Target
 from protembed.sequences.records import Record, read_fasta
 from protembed.sequences.survey import KeyKind, UnknownPolicy, assign_distinct_keys, survey
 from protembed.sequences.windows import Failure

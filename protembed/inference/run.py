@@ -17,8 +17,8 @@ from protembed.backends.base import Backend
 from protembed.errors import InputError, OutputError, UsageError
 from protembed.inference.embed import EmbedOptions, embed_batches
 from protembed.models.cost import Estimate, estimate
-from protembed.outputs.files import Target
 from protembed.outputs.hdf5 import Attributes, HDF5Writer, describe_origin
+from protembed.outputs.target import Target
 from protembed.sequences.records import Record, read_fasta
 from protembed.sequences.shard import Shard
 from protembed.sequences.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_keys, survey

@@ -23,7 +23,7 @@ import numpy as np
 from protembed import __version__
 from protembed.errors import OutputError
 from protembed.models.config import ModelCard
-from protembed.outputs.files import Target
+from protembed.outputs.target import Target
 from protembed.sequences.records import Record
 from protembed.sequences.windows import Array, Failure
 

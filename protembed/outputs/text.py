@@ -25,7 +25,7 @@ import numpy as np
 
 from protembed.errors import OutputError, UsageError
 from protembed.models.head_config import HeadCard
-from protembed.outputs.files import Target
+from protembed.outputs.target import Target
 from protembed.sequences.windows import Failure
 from protembed.tasks.metrics import RANGES
 from protembed.tasks.prediction import Predicted, Prediction

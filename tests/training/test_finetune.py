@@ -489,7 +489,7 @@ def test_command_line(rule: Job, run: Run, tmp_path: Path) -> None:
 
 
 def test_baselines_of_the_benchmark(job: Job) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(ROOT / "benchmarks" / "accuracy"))
     import accuracy
 
     made = {n: (s, "".join("h" if r in HYDROPHOBIC else "n" for r in s)) for n, s in proteins(40).items()}
@@ -527,7 +527,7 @@ def test_shipped_configurations_are_sound() -> None:
 
 
 def test_the_benchmark_says_whether_a_head_beats_its_twin() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(ROOT / "benchmarks" / "accuracy"))
     import accuracy
 
     from protembed.inference.report import Score

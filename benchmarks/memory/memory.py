@@ -4,8 +4,8 @@ Every row is a fresh process. Its peak is what the system counted (ru_maxrss of 
 of a process that only imports torch. The checkpoints have random weights (see random_weights.py); 650m takes 8 GB of
 disk while it runs, 3b 12 GB of disk and 6 GB of memory:
 
-    python benchmarks/memory.py --size 650m
-    python benchmarks/memory.py --size 3b
+    python benchmarks/memory/memory.py --size 650m
+    python benchmarks/memory/memory.py --size 3b
 """
 
 import argparse

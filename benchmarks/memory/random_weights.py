@@ -3,7 +3,7 @@
 ProteinLM-3B's sizes are not published; 36 layers of width 2560 with 40 heads are a guess near its name.
 Matrices are N(0, 1 / sqrt(columns)), gains 1, biases 0: activations are ordinary, and values do not matter to memory.
 
-    python benchmarks/random_weights.py FOLDER --size 650m
+    python benchmarks/memory/random_weights.py FOLDER --size 650m
 """
 
 import argparse

@@ -8,7 +8,7 @@ clock runs from the host's arrays to the updated weights; on a CPU it counts the
 on the machine disturbs less. Figures are residues a second, no padding and no special
 tokens; medians over the rounds, ratios within a round. Needs `pip install protembed[bench]` and an idle machine:
 
-    python benchmarks/train_speed.py --fasta uniprot_sprot.fasta.gz --threads 2 --json train_speed.json
+    python benchmarks/speed/train_speed.py --fasta uniprot_sprot.fasta.gz --threads 2 --json train_speed.json
 """
 
 import argparse

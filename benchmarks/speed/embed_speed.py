@@ -6,7 +6,7 @@ system), wall time, peak memory. A cold start is the wall time of a process that
 Medians over the rounds; ratios are taken within a round. Needs `pip install protembed[bench]` and an otherwise idle
 machine:
 
-    python benchmarks/embed_speed.py --fasta uniprot_sprot.fasta.gz --size 150m --json embed_speed.json
+    python benchmarks/speed/embed_speed.py --fasta uniprot_sprot.fasta.gz --size 150m --json embed_speed.json
 
 `--device cuda` puts torch with fused attention over packed proteins beside onnxruntime's, fair-esm and transformers on
 a GPU; the ratios are then of wall time.
@@ -14,7 +14,7 @@ a GPU; the ratios are then of wall time.
 esm-cpp asks for numpy below 2 and so lives in an environment of its own; without one it is left out:
 
     python3 -m venv esm-cpp && esm-cpp/bin/pip install "esm-cpp>=0.2"
-    python benchmarks/embed_speed.py --fasta uniprot_sprot.fasta.gz --esm-cpp-python esm-cpp/bin/python
+    python benchmarks/speed/embed_speed.py --fasta uniprot_sprot.fasta.gz --esm-cpp-python esm-cpp/bin/python
 """
 
 import argparse

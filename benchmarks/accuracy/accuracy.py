@@ -6,8 +6,8 @@ frequent class, or the mean value, of the amino acid. Proteins: the most frequen
 composition and length. Contacts: the pairs that are nearest in the chain. Intervals of 95 % are of a bootstrap over
 proteins, 1,000 draws, seed 0. DATA holds a folder a task, named as in the configurations.
 
-    python benchmarks/accuracy.py --data data --json accuracy.json > accuracy.md
-    python benchmarks/accuracy.py --data data --tasks ss3 stability --heads runs/heads --twins runs/twins
+    python benchmarks/accuracy/accuracy.py --data data --json accuracy.json > accuracy.md
+    python benchmarks/accuracy/accuracy.py --data data --tasks ss3 stability --heads runs/heads --twins runs/twins
 
 Files of heads and twins are named ENCODER-TASK.safetensors. Where weights/ENCODER-TASK.safetensors is an encoder that
 was trained for a task, its head is measured, too.
@@ -37,7 +37,7 @@ from protembed.tasks.metrics import bootstrap_interval
 from protembed.training.finetune.config import TaskConfig, load_task_config
 
 Array = npt.NDArray[Any]
-CONFIGS = Path(__file__).parent.parent / "configs" / "tasks"
+CONFIGS = Path(__file__).parents[2] / "configs" / "tasks"
 DRAWS = 1000
 TWIN = "one-hot twin"
 

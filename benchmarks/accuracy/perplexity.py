@@ -12,7 +12,7 @@ Counts are of all residues of the training files; each context is interpolated w
 Peto 1995, doi 10.1017/S1351324900000218), as strongly as is most likely when every count is left out once. The ends of
 a protein and letters beyond the 20 are a 21st neighbour.
 
-    python benchmarks/perplexity.py --model weights/protembed-6m.safetensors \
+    python benchmarks/accuracy/perplexity.py --model weights/protembed-6m.safetensors \
         --valid corpus/valid.fasta.xz --train corpus/uniclust50.fasta.xz
 """
 

@@ -10,8 +10,8 @@ Precision is of the L, L/2 and L/5 best pairs of a protein of L residues, averag
 figure, of pairs at least 6 apart, pooled over proteins (Rao et al. 2019, arXiv 1906.08230).
 DATA holds train.npz, valid.npz and test.npz: ids, lengths, offsets, residues, coords (0.1 A).
 
-    python benchmarks/attention_contacts.py --data contacts --model weights/protembed-6m.safetensors
-    python benchmarks/attention_contacts.py --data contacts --model old.safetensors --write new.safetensors
+    python research/attention_contacts.py --data contacts --model weights/protembed-6m.safetensors
+    python research/attention_contacts.py --data contacts --model old.safetensors --write new.safetensors
 
 --write adds the regression to a copy of the checkpoint: `protembed contacts -m new.safetensors` then works.
 """

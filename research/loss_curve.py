@@ -5,7 +5,7 @@ the other two come from least squares, neither below zero. The range beside a fo
 squares an F test at 95 % would not reject. It says nothing about how wrong the form is: losses under a decaying
 learning rate fall faster than the law, and a larger model has another law.
 
-    python benchmarks/loss_curve.py runs/bundled/metrics.jsonl --plot curve.png
+    python research/loss_curve.py runs/bundled/metrics.jsonl --plot curve.png
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Every figure of a bundled model's card, by one command: perplexity, secondary structure, contacts.
+"""Every figure of a bundled model's card, by one command: perplexity and secondary structure.
 
-CORPUS holds valid.fasta.xz and uniclust50.fasta.xz; the other folders are those of probe.py and attention_contacts.py,
-which say what is measured. Prints markdown, ready for the card.
+CORPUS holds valid.fasta.xz and uniclust50.fasta.xz; the other folder is that of probe.py, which says what is
+measured. Prints Markdown, ready for the card. Contacts from attention maps: research/attention_contacts.py.
 
-    python benchmarks/model_card.py --model weights/protembed-6m.safetensors --corpus corpus \
-        --secondary-structure secondary_structure --contacts contacts --json figures.json
+    python benchmarks/accuracy/model_card.py --model weights/protembed-6m.safetensors --corpus corpus \
+        --secondary-structure secondary_structure --json figures.json
 
 --quick takes fewer proteins of everything: minutes, for a first look.
 """
@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import attention_contacts
 import perplexity
 import probe
 
@@ -37,10 +36,9 @@ class Sizes:
     perplexity: int | None = None
     counted: int | None = None
     probe: int = 2000
-    contacts: int | None = None
 
 
-QUICK = Sizes(perplexity=100, counted=20_000, probe=300, contacts=50)
+QUICK = Sizes(perplexity=100, counted=20_000, probe=300)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +86,12 @@ def score_probe(model: ProteinModel, folder: Path, sizes: Sizes) -> Section:
     return Section(title=title, columns=columns, lines=lines, rows=[asdict(row) for row in rows])
 
 
-def score_contacts(model: ProteinModel, folder: Path, sizes: Sizes) -> Section:
-    """Measure contacts by attention."""
-    rows = [row for row, _ in attention_contacts.measure(model, folder, proteins=sizes.contacts)]
-    columns, lines = attention_contacts.table(rows)
-    return Section(title="Contacts in the attention maps", columns=columns, lines=lines, rows=[asdict(r) for r in rows])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=ModelOptions().model)
     parser.add_argument("--corpus", type=Path, default=None)
     parser.add_argument("--train", type=Path, nargs="*", default=[], help="what the count models are counted on")
     parser.add_argument("--secondary-structure", type=Path, default=None)
-    parser.add_argument("--contacts", type=Path, default=None)
     parser.add_argument("--quick", action="store_true", help="fewer proteins of everything")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=None)
@@ -111,7 +101,6 @@ def main() -> None:
     wanted: list[tuple[Path | None, Callable[[Path], Section]]] = [
         (options.corpus, lambda folder: score_perplexity(model, folder, options.train, sizes)),
         (options.secondary_structure, lambda folder: score_probe(model, folder, sizes)),
-        (options.contacts, lambda folder: score_contacts(model, folder, sizes)),
     ]
     figures: dict[str, Any] = {
         "model": model.card.name,

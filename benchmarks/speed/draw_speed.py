@@ -1,6 +1,6 @@
 """Draw the picture of the README from what `embed_speed.py --json` wrote.
 
-python benchmarks/draw_speed.py benchmarks/embed_speed.json benchmarks/embed_speed.png
+python benchmarks/speed/draw_speed.py benchmarks/speed/embed_speed.json benchmarks/speed/embed_speed.png
 """
 
 import json

@@ -6,7 +6,7 @@ random weights, on the residue alone, and on the 15 residues around it (one-hot,
 doi 10.1016/0022-2836(78)90297-8). DATA holds sequences.fasta.xz, labels3.fasta.xz and mask.fasta.xz: same ids, same
 order, SET= in the header.
 
-    python benchmarks/probe.py --data secondary_structure --model weights/protembed-6m.safetensors
+    python benchmarks/accuracy/probe.py --data secondary_structure --model weights/protembed-6m.safetensors
 """
 
 import argparse
