@@ -85,6 +85,7 @@ class ModelCard:
     `sha256` is the digest of the weights (see `checkpoint.digest`), empty while they are in training.
     `contact_head`: contacts are a regression over all attention maps (ESM). `pooler`: how the first token becomes
     the vector of the protein: through a dense layer and tanh (BERT), or as it is; None when training made none.
+    `profile_head`: a linear layer says what the homologs of a protein have at every residue.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ModelCard:
     mlm_head: MlmHeadConfig | None = None
     contact_head: bool = False
     pooler: Literal["dense", "first"] | None = None
+    profile_head: bool = False
     license: str = ""
     source: str = ""
     sha256: str = ""
@@ -113,9 +115,18 @@ class ModelCard:
                 "weights, NAME-contact-regression.pt.",
             )
 
+    def require_profile(self) -> None:
+        """Raise ModelError unless the model was trained to predict the profiles of homologs."""
+        if not self.profile_head:
+            raise ModelError(
+                f"{self.name} has no profile head",
+                hint="Models trained with [objective] profile above 0 have one (protembed pretrain).",
+            )
+
     def to_dict(self) -> dict[str, Any]:
-        """Return what `from_dict` reads, ready for JSON."""
-        return {**asdict(self), "alphabet": self.alphabet.to_dict()}
+        """Return what `from_dict` reads, ready for JSON; a head that is not there is not named (older versions)."""
+        values = {**asdict(self), "alphabet": self.alphabet.to_dict()}
+        return values if self.profile_head else {k: v for k, v in values.items() if k != "profile_head"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelCard":

@@ -151,8 +151,11 @@ class OnnxBackend:
         """Return the output of the graph that a result is made of."""
         if kind in ("residues", "mean", "max", "cls"):
             return f"hidden.{layer}"
-        if kind not in ("logits", "pooled"):
-            raise ModelError(f"unknown output {kind!r}", hint="Known: residues, mean, max, cls, pooled, logits.")
+        if kind not in ("logits", "profile", "pooled"):
+            known = "residues, mean, max, cls, pooled, logits, profile"
+            raise ModelError(f"unknown output {kind!r}", hint=f"Known: {known}.")
+        if kind == "profile":
+            self.card.require_profile()
         if kind not in self._file.outputs:
             head = "masked-language-model head" if kind == "logits" else "pooler"
             raise ModelError(f"{self.card.name} has no {head}", hint="Known: mean, max, cls.")
@@ -203,7 +206,7 @@ class OnnxBackend:
     def _finish(self, kind: str, values: Array, batch: TokenBatch) -> Array:
         """Make a result of what the graph computed; sums run in float64, as in Packed.pool."""
         alphabet, starts = self.card.alphabet, _starts(batch.lengths)
-        if kind in ("residues", "pooled"):
+        if kind in ("residues", "profile", "pooled"):
             return values
         if kind == "logits":
             return values[:, alphabet.standard_ids]
