@@ -13,6 +13,9 @@ from protembed.models.encoder import Encoder
 from protembed.models.packing import Layout, Packed
 from protembed.models.pretrained_heads import ContactHead, MaskedLanguageModelHead, Observed, Pooler
 
+FULL_PRECISION = frozenset({"encoder.frequencies"})
+"""What stays in float32 whatever type the weights are of: positions go into the thousands, and angles with them."""
+
 _FROM_LAST = ("logits", "pooled")  # outputs that exist for the last layer alone
 
 
