@@ -15,6 +15,7 @@ Rows = Annotated[int, Between(1, 2**20)]
 Width = Annotated[int, Between(1, 2**18)]
 Layers = Annotated[int, Between(1, 4096)]
 Epsilon = Annotated[float, Between(0, 1)]
+Name = Annotated[str, Size(255)]
 Text = Annotated[str, Size(10_000)]
 
 
@@ -102,7 +103,7 @@ class ModelCard:
     the vector of the protein: through a dense layer and tanh (BERT), or as it is; None when training made none.
     """
 
-    name: Text
+    name: Name
     encoder: EncoderConfig
     alphabet: Alphabet
     mlm_head: MlmHeadConfig | None = None

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from protembed.errors import ModelError, UsageError
-from protembed.models.config import EncoderConfig, ModelCard, Text, Width
+from protembed.models.config import EncoderConfig, ModelCard, Name, Text, Width
 from protembed.schema import Between, OneLine, Sha256, Size, build
 
 Kind = Literal["residue_classes", "residue_flags", "residue_values", "sequence_class", "sequence_value", "contacts"]
@@ -69,7 +69,7 @@ class HeadCard:
 
     task: OneLine
     config: HeadConfig
-    encoder: Text
+    encoder: Name
     encoder_sha256: Sha256
     labels: Annotated[tuple[OneLine, ...], Size(2**16)] = ()
     temperature: Annotated[float, Between(1e-6, 1e6)] = 1.0

@@ -14,6 +14,7 @@ from protembed.checkpoints.foreign.config_keys import Keys, read_keys
 from protembed.checkpoints.foreign.tensors import Joined, TorchFile, Weights
 from protembed.checkpoints.foreign.vocabulary import read_vocabulary
 from protembed.checkpoints.header import in_file
+from protembed.checkpoints.hub import shard_names
 from protembed.checkpoints.tensor_file import SafetensorsFile
 from protembed.errors import ModelError, UsageError
 from protembed.models.config import EncoderConfig
@@ -164,22 +165,10 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    return [index.parent / name for name in shard_names(index)]
-
-
-def shard_names(index: Path) -> list[str]:
-    """Return the files that an index of shards names, all of which lie beside it. Raises ModelError."""
-    named = read_object(index).get("weight_map")
-    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
-        raise ModelError(f"{index}: does not list the shards under weight_map")
-    names = sorted(set(named.values()))
-    if outside := next((name for name in names if Path(name).name != name), None):
-        raise ModelError(f"{index}: names {said(outside)}, which does not lie beside it")
-    if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise ModelError(
-            f"{index.parent / missing[0]}: this shard is missing", hint=f"{index.name} names {len(names)} of them."
-        )
-    return names
+    files = [index.parent / name for name in shard_names(index)]
+    if missing := [file for file in files if not file.is_file()]:
+        raise ModelError(f"{missing[0]}: this shard is missing", hint=f"{index.name} names {len(files)} of them.")
+    return files
 
 
 def _single_file(folder: Path) -> Path:
