@@ -141,12 +141,14 @@ def build(cls: type[T], values: Any, place: str, *, error: type[ProtembedError] 
         raise error(f"{place}: {failure}", hint=failure.hint) from failure
 
 
-def check(value: Any, hint: Any, place: str, *, error: type[ProtembedError] = ModelError) -> Any:
-    """Return one value as the type that `hint` names. Raises `error`, which begins with `place`."""
+def check(value: Any, hint: Any, name: str, place: str, *, error: type[ProtembedError] = ModelError) -> Any:
+    """Return the value of one field as the type that `hint` names; `error` names `place` and the field."""
     try:
-        return _checked(value, hint, "")
+        return _checked(value, hint, name)
     except _WrongError as failure:
-        raise error(f"{place}{failure}") from None
+        raise error(f"{place}: {failure}") from None
+    except ProtembedError as failure:
+        raise error(f"{place}: {failure}", hint=failure.hint) from failure
 
 
 def said(value: Any) -> str:
@@ -215,8 +217,7 @@ def _to_float(value: float, hint: Any, name: str) -> float:
 
 
 def _wrong(value: Any, hint: Any, name: str) -> _WrongError:
-    verb = " is " if name else "is "
-    return _WrongError(f"{name}{verb}{said(value)}, not {_described(hint)}")
+    return _WrongError(f"{name} is {said(value)}, not {_described(hint)}")
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}

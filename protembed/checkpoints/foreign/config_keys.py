@@ -99,7 +99,7 @@ def read_keys(values: Mapping[str, Any], keys: Keys, place: str, *, complete: bo
     for name, value in values.items():
         match keys.get(name):
             case Used(kind=kind):
-                found[name] = check(value, kind, f"{place}: {name} ")
+                found[name] = check(value, kind, name, place)
             case Only(values=known, because=reason) if not _is_one_of(value, known):
                 computed = " or ".join(map(said, known))
                 raise ModelError(f"{place}: {name} is {said(value)}, not {computed}: {reason}")

@@ -45,13 +45,13 @@ def _two_layers(first: str, second: str) -> Sequence[Rule]:
 
 def _labels(source: Source, outputs: int) -> list[str] | None:
     """Return the names of the classes that config.json gives, if it names every one. Raises ModelError."""
-    place = f"{source.config_place}: id2label "
-    names = check(source.config.get("id2label") or {}, Mapping[str, str | int], place)
+    place = source.config_place
+    names = check(source.config.get("id2label") or {}, Mapping[str, str | int], "id2label", place)
     if any(str(number) not in names for number in range(outputs)):
         return None
     found = [str(names[str(number)]) for number in range(outputs)]
     if wrong := next((name for name in found if not name.isprintable() or len(name) > 1000), None):
-        raise ModelError(f"{place}has {said(wrong)}, which does not fit into a line of a table")
+        raise ModelError(f"{place}: id2label has {said(wrong)}, which does not fit into a line of a table")
     return found
 
 
