@@ -135,7 +135,7 @@ class Model:
         for a protein over the model's limit.
         """
         self.card.require_profile()
-        encoded = [self._encode(record) for record in _records(source)]
+        encoded = [self._encode(record) for record in read_source(source)]
         wanted = [("profile", self.card.encoder.n_layers)]
         return [rows for (rows,) in self._run(encoded, wanted, self._backend.budget())]
 

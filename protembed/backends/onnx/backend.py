@@ -14,7 +14,7 @@ from protembed.backends.base import Output, Outputs, Predictor
 from protembed.backends.onnx.file import OnnxFile
 from protembed.backends.onnx.heads import can_draw, draw_head, output_name
 from protembed.backends.onnx.session import Session
-from protembed.checkpoints.head_arrays import read_head
+from protembed.checkpoints.head_arrays import is_own, read_head
 from protembed.errors import ModelError, UsageError
 from protembed.models.cost import estimate
 from protembed.models.head_config import HeadCard
@@ -104,7 +104,7 @@ class OnnxBackend:
 
     def _attach(self, path: Path) -> HeadCard:
         """Draw a head behind the graph of the file; what has no ONNX form goes to the other backend."""
-        if path.suffix == ".safetensors":
+        if is_own(path):
             card, arrays = read_head(path)
             card.require_encoder(self.card)
             self._require_other_task(path, card)

@@ -127,14 +127,11 @@ def _find_heads(tasks: Sequence[str], card: ModelCard) -> list[Path]:
 
 def arrays_of(model: "ProteinModel") -> dict[str, npt.NDArray[Any]]:
     """Return the weights of a float32 model on the CPU, not copied, and its rotary angles, as encoder.py has them."""
-    import torch
-
-    from protembed.models.encoder import ROTARY_BASE
+    from protembed.models.encoder import frequencies_by_formula
 
     arrays: dict[str, npt.NDArray[Any]] = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     config = model.card.encoder
     if config.position == "rotary":
-        head_dim = config.d_model // config.n_heads
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        arrays[FREQUENCIES] = (ROTARY_BASE**-exponents).numpy()
+        formula = frequencies_by_formula(config.d_model // config.n_heads).unsqueeze(0).numpy()
+        arrays[FREQUENCIES] = arrays.pop("encoder.frequencies", formula)
     return arrays
