@@ -137,7 +137,7 @@ class ContactJob:
 
     def _attributes(self) -> Attributes:
         return {
-            **describe_origin(self._backend.card, self._backend.description),
+            **describe_origin(self._backend.card, self._backend.computed_with),
             "content": "contacts",
             "dtype": self._options.store_dtype,
             "special_tokens_excluded": True,

@@ -153,7 +153,7 @@ class PredictJob:
     def _attributes(self, task: str) -> Attributes:
         head = next(head for head in self._heads if head.task == task)
         return {
-            **describe_origin(self._predictor.card, self._predictor.description),
+            **describe_origin(self._predictor.card, self._predictor.computed_with),
             "content": head.kind,
             "task": task,
             "labels": "\t".join(head.labels),

@@ -184,7 +184,7 @@ class EmbedJob:
     def _attributes(self, kind: str) -> Attributes:
         card = self._backend.card
         return {
-            **describe_origin(self._backend.card, self._backend.description),
+            **describe_origin(self._backend.card, self._backend.computed_with),
             "content": "per-residue" if kind == "residues" else "per-protein",
             "pooling": "none" if kind == "residues" else str(self._options.pool),
             "layer": card.encoder.layer(self._options.layer),

@@ -67,6 +67,10 @@ class OnnxBackend:
         rounded = f" on {stored} weights" if stored != self.arithmetic else ""
         return f"onnx, {self._session.device}, {self.arithmetic}{rounded}"
 
+    @property
+    def computed_with(self) -> str:
+        return self.description.replace(self._session.device, self._session.device.partition(":")[0])
+
     def budget(self) -> int:
         return CPU_TOKENS if self._session.device == "cpu" else CUDA_TOKENS
 
