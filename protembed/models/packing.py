@@ -80,7 +80,7 @@ def _queries_at_once(q: Tensor) -> int:
 def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, queries: int) -> Tensor:
     """Do the same for so many queries at once, and listen for signals between: (30,000)^2 products take a minute."""
     pieces = []
-    for piece in q.split(queries, dim=2):
+    for piece in torch.split(q, queries, dim=2):
         interrupts.check()
         pieces.append(scaled_dot_product_attention(piece, k, v))
     return torch.cat(pieces, dim=2)
