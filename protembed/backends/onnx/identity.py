@@ -6,6 +6,7 @@ torch would read it, too; the bundled model takes 20 ms.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -170,19 +171,20 @@ def sketch_of_files(checkpoint: Path) -> str:
 
 
 def _files(checkpoint: Path) -> list[tuple[str, Path]]:
-    """Return the files of a checkpoint by name: all in a folder, of a file also those that say what it is."""
+    """Return the files of a checkpoint by name: all in a folder, and those that say what it is."""
     folder = _folder(checkpoint)
-    if folder is not None:
+    if folder is None:
+        contacts = f"{checkpoint.stem}-contact-regression{checkpoint.suffix}"
+        found = [checkpoint, *(checkpoint.with_name(name) for name in (*_SIDE_FILES, contacts))]
+    else:
         found = list(islice((file for depth in _DEPTHS for file in folder.glob(depth)), _MOST_FILES + 1))
         if len(found) > _MOST_FILES:
-            raise ModelError(
-                f"{folder}: holds more than {_MOST_FILES:,} files", hint="Name the checkpoint's own folder."
-            )
-        names = [(file.relative_to(folder).as_posix(), file) for file in found if file.suffix not in _UNREAD]
-        return sorted((name, file) for name, file in names if "/." not in f"/{name}" and file.is_file())
-    contacts = f"{checkpoint.stem}-contact-regression{checkpoint.suffix}"
-    beside = [checkpoint.with_name(name) for name in (*_SIDE_FILES, contacts)]
-    return [(file.name, file) for file in (checkpoint, *beside) if file.is_file()]
+            raise ModelError(f"{folder}: holds too many files", hint="Name the checkpoint's own folder.")
+        found = [file for file in found if file.suffix not in _UNREAD and "/." not in f"/{file.relative_to(folder)}"]
+        if folder != checkpoint and checkpoint.is_dir():
+            found += [checkpoint / name for name in _SIDE_FILES]
+    start = folder or checkpoint.parent
+    return sorted((os.path.relpath(file, start), file) for file in found if file.is_file())
 
 
 def _folder(checkpoint: Path) -> Path | None:
