@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from protembed.errors import InputError
-from protembed.sequences.records import open_text, read_fasta
+from protembed.sequences.files import open_text
+from protembed.sequences.records import read_fasta
 from protembed.tasks.labels.rows import Files, Row, find_file
 from protembed.tasks.labels.tables import read_scores
 

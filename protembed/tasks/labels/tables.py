@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import IO
 
 from protembed.errors import InputError
-from protembed.sequences.records import Record, clean, open_text
+from protembed.sequences.files import open_text
+from protembed.sequences.records import Record, clean
 from protembed.tasks.labels.rows import Row, ending
 
 LONGEST_FIELD = 2**24

@@ -87,7 +87,7 @@ def _open(path: Path) -> npt.NDArray[np.float16]:
 
 
 def _digest(backend: Backend, examples: Examples) -> str:
-    state = hashlib.sha256(f"{backend.card.sha256} {backend.description}".encode())
+    state = hashlib.sha256(f"{backend.card.sha256} {backend.computed_with}".encode())
     for array in (examples.tokens, examples.offsets):
         state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()[:24]
