@@ -51,8 +51,8 @@ def check(
     """
     from protembed.backends.load import ModelOptions
     from protembed.outputs.check import Told, check_output
-    from protembed.sequences.records import input_files
     from protembed.sequences.shard import parse_shard
+    from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
     part = parse_shard(shard) if shard else None

@@ -18,6 +18,7 @@ from protembed.outputs.safe_dataset import SafeDataset, Scalar
 from protembed.outputs.safe_hdf5 import SafeFile
 from protembed.outputs.target import cell, failures_of
 from protembed.sequences.alphabet import PROTEMBED
+from protembed.sequences.files import AnyPath
 from protembed.sequences.records import Record, read_fasta
 from protembed.sequences.shard import Shard
 from protembed.sequences.survey import DuplicatePolicy, KeyKind, Survey, assign_keys, survey
@@ -54,7 +55,7 @@ class Checked:
         return lines + [f"{count:,} {what}" for what, count in noted.items() if count]
 
 
-def check_output(output: Path, inputs: Sequence[str], told: Told | None = None, *, sample: int = 0) -> Checked:
+def check_output(output: Path, inputs: Sequence[AnyPath], told: Told | None = None, *, sample: int = 0) -> Checked:
     """Check an HDF5 output of embed, contacts or predict against the FASTA files it was made from.
 
     Every record of the input (of its shard) is in the file once and in order, or in its list of failures, or left out
@@ -83,8 +84,8 @@ class _Check:
         self._sample: dict[str, Record] = {}
         self._records = self._left_out = 0
 
-    def run(self, inputs: Sequence[str]) -> Checked:
-        read = partial(read_fasta, inputs)
+    def run(self, inputs: Sequence[AnyPath]) -> Checked:
+        read = partial(read_fasta, inputs, empty="skip")  # an empty record is one without a result
         found = survey(read, alphabet=PROTEMBED, unknown="x", key=self._key)
         same_input = self._origin.text("input_digest") in ("", found.digest)
         part = self._range(found, same_input=same_input)

@@ -6,7 +6,6 @@ has it raised here. Every dataset carries the CRC-32 of its bytes; the finished 
 """
 
 import os
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +19,13 @@ import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t
 
 from protembed import __version__
-from protembed.errors import OutputError
+from protembed.errors import InputError, OutputError
 from protembed.interrupts import check
 from protembed.models.config import ModelCard
-from protembed.outputs.content import FORMAT_VERSION, ContentDigest, digest_attributes, plain_value, stored_bytes
+from protembed.outputs.content import FORMAT_VERSION, ContentDigest, checksum, digest_attributes, stored_bytes
 from protembed.outputs.files import sync, write_errors
 from protembed.outputs.journal import Entry, Facts
+from protembed.outputs.safe_hdf5 import SafeFile, bound_cache
 from protembed.outputs.writer import UnstorableError
 from protembed.sequences.records import Record
 from protembed.sequences.windows import Array
@@ -175,6 +175,7 @@ def _created(disk: _Disk) -> Iterator[h5py.File]:
     """Open a new HDF5 file on a disk; what the disk said comes before what HDF5 made of it."""
     try:
         with h5py.File(disk, "w", track_order=True) as file:
+            bound_cache(file.id)
             yield file
     except Exception:
         disk.check()
@@ -231,14 +232,11 @@ def _encode(text: str) -> bytes:
 def _compare(path: Path, sums: "array[int]") -> None:
     """Open a finished file and compare every dataset with the checksum of what was to be written."""
     found = 0
-    with h5py.File(path, "r", locking=False) as file:
-        for expected, key in zip(sums, file, strict=False):
-            dataset = h5d.open(file.id, _encode(key))
-            values = np.empty(dataset.shape, dataset.dtype)
-            dataset.read(h5s.ALL, h5s.ALL, values)
+    with SafeFile(path) as file:
+        for expected, dataset in zip(sums, file.datasets(), strict=False):
             check()
-            if zlib.crc32(values.data) != expected:
-                raise OutputError(f"{path}: {key} is not what was written", hint="Is the disk in order?")
+            if checksum(dataset.read()) != expected:
+                raise OutputError(f"{path}: {dataset.name} is not what was written", hint="Is the disk in order?")
             found += 1
         if found != len(sums) or len(file) != len(sums):
             raise OutputError(f"{path}: holds {len(file)} of {len(sums)} records", hint="Is the disk in order?")
@@ -280,9 +278,9 @@ class HDF5Form:
     def describe(self, path: Path) -> Facts:
         """Return the root attributes of a file."""
         try:
-            with h5py.File(path, "r", locking=False) as file:
-                return {name: plain_value(value) for name, value in file.attrs.items()}
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+            with SafeFile(path) as file:
+                return dict(file.attributes)
+        except InputError:
             return {}
 
 
