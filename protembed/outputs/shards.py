@@ -42,7 +42,7 @@ def in_order(shards: Sequence[Origin]) -> list[Origin]:
     count = _shard_of(shards[0]).count
     if missing := sorted(set(range(1, count + 1)) - set(found)):
         also = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"shard {missing[0]} of {count} is missing{also}", hint="Name the files of all shards.")
+        raise InputError(f"shard {missing[0]} is missing{also}, of {count}", hint="Name the files of all shards.")
     ordered = [found[number] for number in sorted(found)]
     _require_whole_input(ordered)
     return ordered

@@ -193,8 +193,8 @@ def test_flipped_bits_of_shards_do_not_get_into_the_whole(tmp_path: Path, protei
 @pytest.mark.parametrize(
     ("choose", "message"),
     [
-        (lambda s: s[:2], "shard 3 of 3 is missing"),
-        (lambda s: s[2:], "shard 1 of 3 is missing and 1 more"),
+        (lambda s: s[:2], "shard 3 is missing, of 3"),
+        (lambda s: s[2:], "shard 1 is missing and 1 more, of 3"),
         (lambda s: [*s, s[1]], "are both shard 2"),
         (lambda s: [], "no shards are named"),
     ],
