@@ -64,12 +64,17 @@ class SafeFile:
 
     @property
     def attributes(self) -> dict[str, Scalar]:
-        """What the file says of itself. Raises InputError for what is no text or number, or too large."""
+        """What the file says of itself, in the order in which it was written.
+
+        Raises InputError for what is no text or number, or too large.
+        """
         with reading(self._place):
             count = h5a.get_num_attrs(self._root)
             if count > _MOST_ATTRIBUTES:
                 raise InputError(f"{self._place} has {count:,} attributes", hint="A file of protembed has about 30.")
-            opened = [h5a.open(self._root, index=number) for number in range(count)]
+            order = self._root.get_create_plist().get_attr_creation_order() & h5p.CRT_ORDER_TRACKED
+            kind = h5py.h5.INDEX_CRT_ORDER if order else h5py.h5.INDEX_NAME
+            opened = [h5a.open(self._root, index=number, index_type=kind) for number in range(count)]
             return {decode(attribute.name): read_scalar(attribute, self._place) for attribute in opened}
 
     def attribute(self, name: str) -> Scalar | None:
