@@ -92,7 +92,9 @@ def write_file(path: Path, datasets: Iterable[Dataset], attributes: Attributes |
             check()
             digest.add(item.key, item.attributes, item.dtype, item.shape, item.crc)
             sums.append(item.crc)
-        named = dict(attributes() if callable(attributes) else attributes)
+        named = {
+            name: _writable(value) for name, value in (attributes() if callable(attributes) else attributes).items()
+        }
         named |= {"records": len(sums), "content_sha256": digest.hexdigest()}
         named |= {"format_version": FORMAT_VERSION, "complete": True}
         file.attrs.update({**named, "attributes_sha256": digest_attributes(named)})
@@ -228,7 +230,12 @@ class _Pen:
 
 
 def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _writable(value: Any) -> Any:
+    """Return an attribute without what HDF5 cannot write; cards of models and heads may hold anything."""
+    return _encode(value.replace("\0", "\\0")).decode() if isinstance(value, str) else plain_value(value)
 
 
 def _compare(path: Path, sums: "array[int]") -> None:

@@ -141,13 +141,13 @@ def write_failures(path: Path, rows: Sequence[tuple[str, str]], *, folder: Path 
         return
     with atomic(failures, folder=folder) as new, write_errors(failures):
         lines = (f"{cell(name)}\t{cell(reason)}\n" for name, reason in rows)
-        new.write_text(f"{_HEADER}\n{''.join(lines)}", encoding="utf-8", errors="surrogateescape", newline="\n")
+        new.write_text(f"{_HEADER}\n{''.join(lines)}", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def read_failures(path: Path) -> list[tuple[str, str]]:
     """Return the (id, reason) of an output's failures, as `cell` wrote them; none where there is no list."""
     try:
-        text = failures_of(path).read_text(encoding="utf-8", errors="surrogateescape")
+        text = failures_of(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     rows = [line.partition("\t") for line in text.split("\n") if line]
