@@ -123,9 +123,12 @@ class _Disk:
             raise self._error
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        ends = (os.fstat(self._descriptor).st_size, *(start + len(data) for start, data in self._kept))
-        self._place = place + (max(ends) if whence == os.SEEK_END else self._place if whence == os.SEEK_CUR else 0)
-        return self._place
+        if whence == os.SEEK_CUR:
+            place += self._place
+        elif whence == os.SEEK_END:
+            place += max([os.fstat(self._descriptor).st_size, *(start + len(data) for start, data in self._kept)])
+        self._place = place
+        return place
 
     def tell(self) -> int:
         return self._place
