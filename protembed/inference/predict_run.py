@@ -129,7 +129,7 @@ class _PredictWork:
     def _attributes(self, heads: Sequence[HeadCard]) -> Attributes:
         """Describe heads; what there are several of, by commas."""
         return {
-            **describe_origin(self.backend.card, self.backend.description),
+            **describe_origin(self.backend.card, self.backend.computed_with),
             "content": ",".join(head.kind for head in heads),
             "task": ",".join(head.task for head in heads),
             "labels": ",".join("\t".join(head.labels) for head in heads),

@@ -55,16 +55,6 @@ class Dataset:
     crc: int
 
 
-def merge_files(parts: Iterable[Path], out: Path, attributes: Attributes) -> None:
-    """Put the datasets of several files into a new one, in order."""
-    with h5py.File(out, "w", track_order=True) as merged:
-        for part in parts:
-            with h5py.File(part, "r") as file:
-                for key in file:
-                    file.copy(key, merged)
-        merged.attrs.update(attributes)
-
-
 def describe_origin(card: ModelCard, computed_with: str) -> Attributes:
     """Return what every output says of the model and the program that made it."""
     return {
@@ -77,14 +67,21 @@ def describe_origin(card: ModelCard, computed_with: str) -> Attributes:
     }
 
 
-def write_file(path: Path, datasets: Iterable[Dataset], attributes: Attributes | Callable[[], Attributes]) -> int:
+def write_file(
+    path: Path,
+    datasets: Iterable[Dataset],
+    attributes: Attributes | Callable[[], Attributes],
+    *,
+    name: Path | None = None,
+) -> int:
     """Write datasets in their order into `path`, an empty file; return their number.
 
     To the root attributes come the counts and checksums that `check` compares. A callable is asked for them after the
-    last dataset. The file is synced, opened again and compared. Raises OutputError.
+    last dataset. The file is synced, opened again and compared. Raises OutputError, about `name` if that is what the
+    file will be called.
     """
     digest, sums = ContentDigest(), array("L")
-    with write_errors(path), _Disk(path) as disk, _created(disk) as file:
+    with write_errors(name or path), _Disk(path) as disk, _created(disk) as file:
         put = _Pen(file)
         for item in datasets:
             put.write(item)
@@ -92,13 +89,12 @@ def write_file(path: Path, datasets: Iterable[Dataset], attributes: Attributes |
             check()
             digest.add(item.key, item.attributes, item.dtype, item.shape, item.crc)
             sums.append(item.crc)
-        named = {
-            name: _writable(value) for name, value in (attributes() if callable(attributes) else attributes).items()
-        }
-        named |= {"records": len(sums), "content_sha256": digest.hexdigest()}
-        named |= {"format_version": FORMAT_VERSION, "complete": True}
+        given = attributes() if callable(attributes) else attributes
+        named = {key: _writable(value) for key, value in given.items()}
+        named |= {"records": len(sums), "content_sha256": digest.hexdigest(), "complete": True}
+        named.setdefault("format_version", FORMAT_VERSION)
         file.attrs.update({**named, "attributes_sha256": digest_attributes(named)})
-    with write_errors(path):
+    with write_errors(name or path):
         sync(path)
         _compare(path, sums)
     return len(sums)

@@ -98,7 +98,7 @@ def name_shard(path: Path, shard: Shard) -> Path:
 
 
 def work_folder_of(path: Path) -> Path:
-    """Name the folder that holds what a run has done until its output is complete: beside the file, not a link to it."""
+    """Name the folder that holds what a run has done until its output is complete; beside the file, not a link."""
     final = Path(os.path.realpath(path))
     return final.with_name(f"{final.name}.partial")
 
