@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "protembed"
 
 FLOORS = [
     ["errors", "interrupts"],
+    ["schema"],
     ["sequences"],
     ["models"],
     ["tasks"],

@@ -36,8 +36,7 @@ def find_model(name: str, *, offline: bool = False) -> Path:
         )
     if (bundled := bundled_models().get(name)) is not None:
         return bundled
-    path = Path(name) if Path(name).name else Path(name).resolve()  # `.` is a folder that has a name
-    if path.name and path.exists():
+    if (path := _existing(name)) is not None:
         return path
     known = find_known(name)
     if known is not None:
@@ -56,6 +55,19 @@ def find_model(name: str, *, offline: bool = False) -> Path:
     return hub.download(repos[0]).folder
 
 
+def _existing(name: str) -> Path | None:
+    """Return the file or folder of a name, if there is one; `.` and the like under their full name."""
+    if not name.strip():
+        raise ModelError(
+            "no model is named", hint="`protembed models` lists the names; or give the path of a checkpoint."
+        )
+    try:
+        path = Path(name)
+        return (path if path.name else path.resolve()) if path.exists() else None
+    except (OSError, ValueError):  # too long for a path, or with a NUL in it
+        return None
+
+
 def heads_folder() -> Path:
     """Return the folder of the bundled heads."""
     return weights_folder() / "heads"
@@ -69,13 +81,13 @@ def bundled_head(task: str, model: str) -> Path:
 def find_head(task: str, model: ModelCard) -> Path:
     """Return the file of a head: the bundled one of a known task, or a path. Raises UsageError, ModelError."""
     if task not in TASKS:
-        if Path(task).exists():
-            return Path(task)
+        if (path := _existing(task)) is not None:
+            return path
         if Path(task).suffix or "/" in task:
             raise ModelError(f"{task}: no such head", hint="Check the path; `--task list` names the tasks.")
         find_task(task)
     path = bundled_head(task, model.name)
-    if not path.is_file():
+    if _existing(str(path)) is None:
         raise ModelError(
             f"no head for {task} is bundled with the model {model.name}",
             hint="Train one with `protembed train`, and use it by --task path/to/head.safetensors.",
@@ -92,7 +104,7 @@ def repos_of(name: str, known: KnownModel | None) -> tuple[str, ...]:
                 hint=f"It is published at {known.published}. Download it there and give its path: -m PATH",
             )
         return known.repos
-    if not _REPO.fullmatch(name) or Path(name).suffix in _FILES or Path(name).parent.is_dir():
+    if len(name) > 200 or not _REPO.fullmatch(name) or Path(name).suffix in _FILES or Path(name).parent.is_dir():
         raise unknown_model(name)
     return (name,)
 

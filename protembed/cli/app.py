@@ -10,6 +10,7 @@ import typer
 from protembed import __version__, interrupts
 from protembed.cli.console import Console, print_data, show, show_problem
 from protembed.cli.process import end_if_reader_left, prepare_streams, report
+from protembed.errors import UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,7 +44,7 @@ def main() -> None:
     try:
         prepare_streams()
         warnings.showwarning = lambda message, *_: Console().warn(str(message))
-        status = _run(sys.argv[1:])
+        status = run(sys.argv[1:])
         interrupts.over(status)
     except KeyboardInterrupt as error:  # told to stop while the end was reported
         status = report(error)
@@ -51,7 +52,7 @@ def main() -> None:
     sys.exit(status)
 
 
-def _run(words: list[str]) -> int:
+def run(words: list[str]) -> int:
     """Carry out a command and return the exit status; print why it ended early."""
     try:
         status = _carry_out(words)
@@ -67,6 +68,7 @@ def _carry_out(words: list[str]) -> int:
     """Do what `app()` does, but leave every exception as it is; errors in the words are printed as ours are."""
     if os.environ.get("_PROTEMBED_COMPLETE"):  # a shell asks for completions
         app(prog_name="protembed")
+    _refuse_empty(words)
     command: Any = typer.main.get_command(app)
     try:
         with command.make_context("protembed", words) as context:
@@ -79,6 +81,15 @@ def _carry_out(words: list[str]) -> int:
             raise
         return _report_words(error)
     return 0
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Raise UsageError for an empty word, which no command takes: `-o "$OUT"`, where OUT is not set."""
+    for before, word in zip(["protembed", *words], words, strict=False):
+        option = word.removesuffix("=") if word.startswith("--") and word.endswith("=") else before
+        if not word or option is not before:
+            what = "the value is empty" if option.startswith("-") else "an empty argument"
+            raise UsageError(f"{option}: {what}", hint="Is a variable of the shell not set?")
 
 
 def _report_words(error: Any) -> int:

@@ -80,6 +80,8 @@ def prepare_streams() -> None:
     pipes, whatever the locale; bytes of an input that are not UTF-8 come out as they were. On a terminal, what its
     encoding lacks is escaped.
     """
+    if not os.environ.get("COLUMNS", "80").strip("0 "):
+        del os.environ["COLUMNS"]  # lines of no columns would be empty
     for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         _hold(number, mode)
     if sys.stdin is None:

@@ -109,7 +109,7 @@ class _ContactWork:
             kind="contacts",
             dtype=dtype,
             attributes={
-                **describe_origin(self.backend.card, self.backend.description),
+                **describe_origin(self.backend.card, self.backend.computed_with),
                 "content": "contacts",
                 "dtype": dtype,
                 "special_tokens_excluded": True,

@@ -85,7 +85,7 @@ class _EmbedWork:
     def _attributes(self, kind: str, dtype: str, part: Part) -> Attributes:
         card, rows = self.backend.card, kind == "residues"
         return {
-            **describe_origin(card, self.backend.description),
+            **describe_origin(card, self.backend.computed_with),
             "content": "per-residue" if rows else "per-protein",
             "pooling": "none" if rows else str(self._options.pool),
             "layer": card.encoder.layer(self._options.layer),

@@ -129,7 +129,7 @@ class _PredictWork:
     def _attributes(self, heads: Sequence[HeadCard]) -> Attributes:
         """Describe heads; what there are several of, by commas."""
         return {
-            **describe_origin(self.backend.card, self.backend.description),
+            **describe_origin(self.backend.card, self.backend.computed_with),
             "content": ",".join(head.kind for head in heads),
             "task": ",".join(head.task for head in heads),
             "labels": ",".join("\t".join(head.labels) for head in heads),
@@ -159,5 +159,5 @@ def _track(task: str, prediction: Prediction) -> Track:
     if prediction.card.kind == "residue_values":
         return Track(name=task, values=prediction.values)
     # A letter that is no label stands for no flag.
-    classes = (*prediction.card.labels, *sorted(set(prediction.labels) - set(prediction.card.labels)))
-    return Track(name=task, values=np.array([classes.index(x) for x in prediction.labels]), classes=classes)
+    classes = (*prediction.card.labels, *sorted(set(prediction.residue_labels) - set(prediction.card.labels)))
+    return Track(name=task, values=np.array([classes.index(x) for x in prediction.residue_labels]), classes=classes)

@@ -138,7 +138,7 @@ def _difference(stored: Array, computed: Array) -> float:
 
 def _allowed(origin: Origin, backend: Backend) -> float:
     """Return what may differ between the arithmetic of a file and that of a backend."""
-    here, there = backend.description, origin.text("computed_with")
+    here, there = backend.computed_with, origin.text("computed_with")
     if not all(text.split(", ")[-1] == "float32" for text in (here, there)):
         return HALF_ERROR
     return FLOAT32_ERROR if here == there else RUNTIME_ERROR

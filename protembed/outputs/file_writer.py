@@ -59,10 +59,10 @@ class OutputFile:
 
     def clear(self) -> None:
         """Remove the work folder, the journal first: what is left of a folder without one is worth nothing."""
-        if self.folder.is_symlink():
+        if os.path.islink(self.folder):
             raise OutputError(f"{self.folder} is a link", hint="Remove it.")
         self.journal.unlink(missing_ok=True)
-        if self.folder.exists():
+        if os.path.exists(self.folder):
             shutil.rmtree(self.folder)
 
 
@@ -113,7 +113,7 @@ class FileWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let go of everything. What is marked in the journals stays; a folder in which nothing is done does not."""
-        with self._locks, suppress(OSError):
+        with self._locks, suppress(OSError, OutputError):
             self._close()
             if not (self.done or self.complete):
                 self._clear()
@@ -151,9 +151,9 @@ class FileWriter:
         self._close()
         built = [self._build(file) for file in self._files]
         for file, (attributes, failures) in zip(self._files, built, strict=True):
-            write_failures(file.path, failures)
+            write_failures(file.path, failures, folder=file.folder)
             with file.reported():
-                file.form.name(file.final, attributes)
+                file.form.name(file.final, attributes, file.folder)
                 give_name(file.built, file.final, overwrite=file.path in self._replace)
                 sync(file.final.parent)
         self.complete = True
@@ -164,7 +164,7 @@ class FileWriter:
     def _begin(self) -> None:
         """Find out what is there, and open the journals."""
         states = [_state(file) if self._resume else Scan() for file in self._files]
-        there = {file.path: file.form.describe(file.final) for file in self._files if file.final.exists()}
+        there = {file.path: self._facts_of(file) for file in self._files if os.path.exists(file.final)}
         own = {path for path, facts in there.items() if facts.get("run_sha256") == self._facts["run_sha256"]}
         if self._resume and len(own) == len(self._files):
             self._find_complete(there[self._files[0].path])
@@ -179,6 +179,10 @@ class FileWriter:
         common = set.intersection(*(set(state.marks) for state in states)) if going_on else set()
         self.done = self._taken = max(common, default=0)
         self._open_journals(states if common else None)
+
+    def _facts_of(self, file: OutputFile) -> Facts:
+        """Return what a finished file says of its run, where that is asked for."""
+        return file.form.describe(file.final) if self._resume else {}
 
     def _find_complete(self, facts: Facts) -> None:
         """An earlier run has done all of it; it may have been stopped while it cleared its folders."""
@@ -197,7 +201,7 @@ class FileWriter:
                     f"{file.folder} is from a run with other input, model or options",
                     hint="--resume with the same ones, or --overwrite to begin again.",
                 )
-            if file.folder.exists() and not (self._resume or self._overwrite):
+            if os.path.lexists(file.folder) and not (self._resume or self._overwrite):
                 raise OutputError(
                     f"{file.folder} is left from a run that did not finish",
                     hint="--resume goes on with it, --overwrite begins again.",
@@ -280,9 +284,9 @@ def _require_places(files: Sequence[OutputFile]) -> None:
     for number, file in enumerate(files):
         if is_stream(file.path):
             raise OutputError(f"{file.path} is not a file, and this output must be one", hint="Name a file.")
-        if not file.final.parent.is_dir():
+        if not os.path.isdir(file.final.parent):
             raise OutputError(f"{file.final.parent}: no such folder", hint=f"mkdir -p {file.final.parent}")
-        if file.final.is_dir():
+        if os.path.isdir(file.final):
             raise OutputError(f"{file.path} is a folder", hint="Name a file in it.")
         for other in files[:number]:
             if same_file(file.path, other.path):

@@ -31,8 +31,10 @@ def write_errors(path: Path, *, hint: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def atomic(path: Path, *, overwrite: bool = True, folder: Path | None = None) -> Iterator[Path]:
     """Yield the name of a new, empty file beside `path`; when the block ends without an error, it becomes `path`.
+
+    It lies in `folder` instead, of the same file system, where that is cleared anyway: a kill leaves it there.
 
     The file has a random name and is created exclusively, so that nothing planted there is followed or replaced; its
     mode follows the umask. It is synced before it is renamed: after a power cut `path` is the old file or the new one.
@@ -47,7 +49,7 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     'whole'
     """
     final = Path(os.path.realpath(path))
-    new = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.tmp")
+    new = (folder or final.parent) / f".{final.name[:100]}.{secrets.token_hex(6)}.tmp"
     with write_errors(path):
         create(new)
     try:

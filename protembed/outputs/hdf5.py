@@ -22,7 +22,14 @@ from protembed import __version__
 from protembed.errors import InputError, OutputError
 from protembed.interrupts import check
 from protembed.models.config import ModelCard
-from protembed.outputs.content import FORMAT_VERSION, ContentDigest, checksum, digest_attributes, stored_bytes
+from protembed.outputs.content import (
+    FORMAT_VERSION,
+    ContentDigest,
+    checksum,
+    digest_attributes,
+    plain_value,
+    stored_bytes,
+)
 from protembed.outputs.files import sync, write_errors
 from protembed.outputs.journal import Entry, Facts
 from protembed.outputs.safe_hdf5 import SafeFile, bound_cache
@@ -89,7 +96,8 @@ def write_file(
             check()
             digest.add(item.key, item.attributes, item.dtype, item.shape, item.crc)
             sums.append(item.crc)
-        named = dict(attributes() if callable(attributes) else attributes)
+        given = attributes() if callable(attributes) else attributes
+        named = {key: _writable(value) for key, value in given.items()}
         named |= {"records": len(sums), "content_sha256": digest.hexdigest(), "complete": True}
         named.setdefault("format_version", FORMAT_VERSION)
         file.attrs.update({**named, "attributes_sha256": digest_attributes(named)})
@@ -118,9 +126,12 @@ class _Disk:
             raise self._error
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        ends = (os.fstat(self._descriptor).st_size, *(start + len(data) for start, data in self._kept))
-        self._place = place + (max(ends) if whence == os.SEEK_END else self._place if whence == os.SEEK_CUR else 0)
-        return self._place
+        if whence == os.SEEK_CUR:
+            place += self._place
+        elif whence == os.SEEK_END:
+            place += max([os.fstat(self._descriptor).st_size, *(start + len(data) for start, data in self._kept)])
+        self._place = place
+        return place
 
     def tell(self) -> int:
         return self._place
@@ -226,7 +237,12 @@ class _Pen:
 
 
 def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _writable(value: Any) -> Any:
+    """Return an attribute without what HDF5 cannot write; cards of models and heads may hold anything."""
+    return _encode(value.replace("\0", "\\0")).decode() if isinstance(value, str) else plain_value(value)
 
 
 def _compare(path: Path, sums: "array[int]") -> None:
@@ -269,17 +285,18 @@ class HDF5Form:
         write_file(path, map(_dataset, entries), lambda: {**self.attributes, **attributes()})
         return {}
 
-    def name(self, path: Path, attributes: Facts) -> None:
+    def name(self, path: Path, attributes: Facts, folder: Path) -> None:
         """HDF5 says itself what run it is of."""
 
     def named(self, path: Path, *, keep: bool) -> None:
         """Nothing stands beside it."""
 
     def describe(self, path: Path) -> Facts:
-        """Return the root attributes of a file."""
+        """Return what the file says of its run."""
+        wanted = ("run_sha256", "failed_records", "left_out_records")
         try:
             with SafeFile(path) as file:
-                return dict(file.attributes)
+                return {name: value for name in wanted if (value := file.attribute(name)) is not None}
         except InputError:
             return {}
 

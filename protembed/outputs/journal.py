@@ -143,8 +143,7 @@ class Journal:
         self._write()
         if time.monotonic() - self._synced >= SYNC_SECONDS and not (self._sync and self._sync.is_alive()):
             self._finish_sync()
-            self._sync = _Sync(self._descriptor)
-            self._sync.start()
+            self._begin_sync()
             self._synced = time.monotonic()
 
     def sync(self) -> None:
@@ -160,6 +159,14 @@ class Journal:
             finally:
                 os.close(self._descriptor)
                 self._descriptor = -1
+
+    def _begin_sync(self) -> None:
+        self._sync = _Sync(self._descriptor)
+        try:
+            self._sync.start()
+        except RuntimeError:  # there is no memory for a thread
+            self._sync = None
+            os.fsync(self._descriptor)
 
     def _finish_sync(self) -> None:
         running, self._sync = self._sync, None

@@ -98,7 +98,7 @@ def name_shard(path: Path, shard: Shard) -> Path:
 
 
 def work_folder_of(path: Path) -> Path:
-    """Name the folder that holds what a run has done until its output is complete: beside the file, not a link to it."""
+    """Name the folder that holds what a run has done until its output is complete; beside the file, not a link."""
     final = Path(os.path.realpath(path))
     return final.with_name(f"{final.name}.partial")
 
@@ -120,29 +120,34 @@ def failures_of(path: Path) -> Path:
 def require_own_list(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Raise OutputError where the list of failures that is there may be that of `x` beside `x.h5`, or the other way."""
     twin = path.with_suffix("") if path.suffix == ".h5" else path.with_name(f"{path.name}.h5")
-    if failures_of(path).exists() and twin.is_file() and not any(same_file(twin, name) for name in inputs):
+    if os.path.exists(failures_of(path)) and os.path.isfile(twin) and not any(same_file(twin, name) for name in inputs):
         raise OutputError(
             f"{failures_of(path)} may be the list of {twin}, and {path} would replace it",
             hint="Choose another name, or move that list away.",
         )
 
 
-def write_failures(path: Path, rows: Sequence[tuple[str, str]]) -> None:
-    """Write the list of an output's failures, (id, reason); where there are none, remove that of an earlier run."""
+def write_failures(path: Path, rows: Sequence[tuple[str, str]], *, folder: Path | None = None) -> None:
+    """Write the list of an output's failures, (id, reason); where there are none, remove that of an earlier run.
+
+    `folder` is that of the run, see `atomic`; a list beside a link to another place is made there.
+    """
     failures = failures_of(path)
+    if folder is not None and os.path.realpath(failures.parent) != os.path.realpath(folder.parent):
+        folder = None
     if not rows:
         with write_errors(failures):
             failures.unlink(missing_ok=True)
         return
-    with atomic(failures) as new, write_errors(failures):
+    with atomic(failures, folder=folder) as new, write_errors(failures):
         lines = (f"{cell(name)}\t{cell(reason)}\n" for name, reason in rows)
-        new.write_text(f"{_HEADER}\n{''.join(lines)}", encoding="utf-8", errors="surrogateescape", newline="\n")
+        new.write_text(f"{_HEADER}\n{''.join(lines)}", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def read_failures(path: Path) -> list[tuple[str, str]]:
     """Return the (id, reason) of an output's failures, as `cell` wrote them; none where there is no list."""
     try:
-        text = failures_of(path).read_text(encoding="utf-8", errors="surrogateescape")
+        text = failures_of(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     rows = [line.partition("\t") for line in text.split("\n") if line]

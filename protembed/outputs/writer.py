@@ -73,8 +73,8 @@ class Form(Protocol[ItemIn]):
         `attributes` gives those that the run has for it, after the last entry.
         """
 
-    def name(self, path: Path, attributes: Facts) -> None:
-        """Do what is to be done before the built file gets its name, `path`."""
+    def name(self, path: Path, attributes: Facts, folder: Path) -> None:
+        """Do what is to be done before the built file gets its name, `path`; `folder` is that of the run."""
 
     def named(self, path: Path, *, keep: bool) -> None:
         """Do what is to be done when all files have their names; `keep` what tells a later run that all is done."""

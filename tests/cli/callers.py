@@ -1,6 +1,8 @@
-"""Run the command line in a real pseudo-terminal."""
+"""Ways to call the command line: in a real pseudo-terminal, without any, and within this process."""
 
+import contextlib
 import fcntl
+import io
 import os
 import pty
 import signal
@@ -13,11 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from protembed.cli.app import run
+
 PROTEMBED = (sys.executable, "-m", "protembed")
 
 
 class Seen(NamedTuple):
-    """What a command left: its exit status, standard output and standard error (what the terminal showed, or the file)."""
+    """What a command left: its exit status, and what the terminal showed or the file got."""
 
     status: int
     out: bytes
@@ -43,6 +47,10 @@ class Screen:
             if not data:
                 return
             self._shown.append(data)
+
+    def type(self, keys: bytes) -> None:
+        """Press keys."""
+        os.write(self._master, keys)
 
     def close(self) -> bytes:
         """Return what was shown; call it when the commands have ended."""
@@ -91,3 +99,11 @@ def not_ignored() -> None:
     """Let signals act: a shell that runs the tests in the background has SIGINT ignored in all that it starts."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
+
+
+def call(*words: object) -> Seen:
+    """Run a command within this process: quicker, where streams and signals do not matter."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run([str(word) for word in words])
+    return Seen(status, out.getvalue().encode(), err.getvalue())
