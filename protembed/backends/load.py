@@ -56,7 +56,7 @@ def open_model(options: ModelOptions) -> "ProteinModel":
     path = find_source(options)
     if path.suffix == ONNX:
         raise ModelError(
-            f"{path}: an ONNX file runs under --backend onnx, and cannot be loaded into torch",
+            f"{path}: an ONNX file runs in onnxruntime, and cannot be loaded into torch",
             hint="Give the checkpoint that it was exported from.",
         )
     if options.threads is not None:

@@ -141,7 +141,7 @@ def read_rows(
 def _parts(path: Path, files: Files) -> Iterator[tuple[Path, str | None]]:
     """Find the files to read, each with the split that its name tells."""
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder", hint="Check the path of --data.")
+        raise InputError(f"{path}: no such file or folder", hint="Check the path.")
     if not path.is_dir() or path.suffix == ".lmdb" or find_file(path, files.sequences):
         yield path, _split_of(path, files)
         return
@@ -155,7 +155,7 @@ def _parts(path: Path, files: Files) -> Iterator[tuple[Path, str | None]]:
             names = ", ".join(file.name for file in found) or "none"
             raise InputError(
                 f"{path}: expected {files.sequences}, or one FASTA file or table, and found {names}",
-                hint="Name the file itself: --data FILE.",
+                hint="Name the file itself.",
             )
     for file in found:
         yield file, _split_of(file, files)
