@@ -2,10 +2,7 @@
 
 import json
 import shlex
-import signal
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ import torch
 from protembed.checkpoints import native as checkpoint
 from protembed.checkpoints.head_arrays import read_head_card
 from protembed.checkpoints.head_files import load_head
-from protembed.cli import main
+from protembed.cli.app import run as run_command
 from protembed.errors import OutputError
 from protembed.models.protein_model import ProteinModel
 from protembed.training.finetune.config import load_task_config
@@ -87,20 +84,15 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(labelled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def command(labelled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Call the command line in this process: it starts in no time; exit status, standard output and error."""
     monkeypatch.chdir(labelled)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    before = signal.getsignal(signal.SIGTERM)
 
     def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["protembed", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        return int(left.value.code or 0), *capsys.readouterr()
+        status = run_command([*map(str, words)])
+        return status, *capsys.readouterr()
 
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    return call
 
 
 @pytest.mark.parametrize(("encoder", "changes"), COMBINATIONS)

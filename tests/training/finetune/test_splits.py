@@ -82,11 +82,12 @@ def test_clusters_are_never_divided_wherever_they_are_named(tmp_path: Path, mode
     assert (len(splits.valid), train & valid) == (8, set())
 
 
-@pytest.mark.parametrize("name", ["valid", "test"])
+@pytest.mark.parametrize("name", ["val", "test"])
 def test_training_on_what_is_measured_is_refused(tmp_path: Path, model_file: Path, name: str) -> None:
-    lines = "".join(record(number, sequence, "train") for number, sequence in enumerate(proteins(20).values()))
+    some = list(enumerate(proteins(20).values()))
+    lines = "".join(record(n, s, "train") + record(n + 50, s, name) for n, s in some)
     with pytest.raises(InputError, match="no training protein is left: the sequences of all") as caught:
-        make(tmp_path, model_file, lines, f'data.{name}=["train"]')
+        make(tmp_path, model_file, lines, 'data.test=["test"]' if name == "test" else "train.epochs=1")
     assert "name different proteins" in caught.value.hint
 
 
