@@ -18,8 +18,10 @@ def check(
 ) -> None:
     """Check that every record is in an output, once, finite and of the right length."""
     from protembed.outputs.verify import check_output
+    from protembed.sequences.spool import input_files
 
-    found = check_output(output, inputs, key)
+    with input_files(inputs) as paths:
+        found = check_output(output, paths, key)
     Console().say(f"{output}: {found:,} records, complete")
 
 

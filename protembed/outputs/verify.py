@@ -10,13 +10,14 @@ import numpy as np
 
 from protembed.errors import InputError, OutputError
 from protembed.outputs.hdf5 import merge_files
+from protembed.sequences.files import AnyPath
 from protembed.sequences.records import read_fasta
 from protembed.sequences.survey import KeyKind, key_of
 
 _SHARD = re.compile(r"\.shard-(\d+)-of-(\d+)$")
 
 
-def check_output(output: Path, inputs: Sequence[str], kind: KeyKind = "id") -> int:
+def check_output(output: Path, inputs: Sequence[AnyPath], kind: KeyKind = "id") -> int:
     """Check an output against its input: every record there, once, finite, of its length. Return their number.
 
     Raises OutputError that names the first record which is not as it should be.
