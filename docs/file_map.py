@@ -1,7 +1,7 @@
 """Write the map of the package into ARCHITECTURE.md: every file with the first line of its docstring.
 
-    python docs/file_map.py           # after adding, moving or renaming a file
-    python docs/file_map.py --check   # what the tests do
+python docs/file_map.py           # after adding, moving or renaming a file
+python docs/file_map.py --check   # what the tests do
 """
 
 import ast
