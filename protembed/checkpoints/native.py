@@ -163,7 +163,7 @@ def _type_of(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def _card(file: SafetensorsFile) -> ModelCard:
-    values = card_fields(file.path, file.metadata, _KEY, version=_FORMAT)
+    values = card_fields(file.path, file.metadata, _KEY, version=_FORMAT, what="the model card")
     with in_file(file.path):
         return ModelCard.from_dict(values)
 
