@@ -7,7 +7,6 @@ second FASTA of the same ids, and a third one with 0 for residues that do not co
 import csv
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "split": ("set", "split"),
     "mask": ("mask",),
 }
+_MOST_EXPANSION = 100  # of coordinates, which pack to a third
 _MISSING_COORDINATE = -32768  # in units of 0.1 Angstrom
 
 
@@ -200,10 +200,11 @@ def read_table(path: Path) -> Iterator[Row]:
 def read_coordinates(path: Path, split: str) -> Iterator[Row]:
     """Read proteins with the coordinates of one atom a residue; missing ones become NaN, lengths are in Angstrom."""
     try:
+        _check_size(path)
         with np.load(path) as file:
             arrays = {name: file[name] for name in ("ids", "offsets", "residues", "coords")}
         _require_shapes(**arrays)
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # of many kinds: zipfile, zlib and numpy read the bytes
         raise InputError(
             f"{path}: cannot be read as proteins with coordinates ({error})",
             hint="Arrays: ids (S), offsets, residues (S1), coords (int16, 0.1 Angstrom).",
@@ -213,9 +214,16 @@ def read_coordinates(path: Path, split: str) -> Iterator[Row]:
         sequence = arrays["residues"][start:stop].tobytes().decode("ascii", "replace")
         raw = arrays["coords"][start:stop]
         where = np.where(raw == _MISSING_COORDINATE, np.nan, raw / np.float32(10)).astype(np.float32)
-        yield Row(
-            record=clean(Record(name.decode(), sequence, "", f"{path}, protein {number}")), label=where, split=split
-        )
+        found = Record(name.decode("utf-8", "replace"), sequence, "", f"{path}, protein {number}")
+        yield Row(record=clean(found), label=where, split=split)
+
+
+def _check_size(path: Path) -> None:
+    """Raise ValueError for an archive that a small file blows up to fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > _MOST_EXPANSION * path.stat().st_size:
+        raise ValueError(f"its parts are said to have {size:,} bytes, more than {_MOST_EXPANSION} times the file's")
 
 
 def _require_shapes(*, ids: Array, offsets: Array, residues: Array, coords: Array) -> None:
