@@ -101,6 +101,7 @@ class ModelCard:
     whatever type they are loaded in; empty while they are in training.
     `contact_head`: contacts are a regression over all attention maps (ESM). `pooler`: how the first token becomes
     the vector of the protein: through a dense layer and tanh (BERT), or as it is; None when training made none.
+    `profile_head`: a linear layer says what the homologs of a protein have at every residue.
     """
 
     name: Name
@@ -109,6 +110,7 @@ class ModelCard:
     mlm_head: MlmHeadConfig | None = None
     contact_head: bool = False
     pooler: Literal["dense", "first"] | None = None
+    profile_head: bool = False
     license: Text = ""
     source: Text = ""
     sha256: Sha256 = ""
@@ -136,9 +138,19 @@ class ModelCard:
                 "weights, NAME-contact-regression.pt.",
             )
 
+    def require_profile(self) -> None:
+        """Raise ModelError unless the model was trained to predict the profiles of homologs."""
+        if not self.profile_head:
+            raise ModelError(
+                f"{self.name} has no profile head",
+                hint="Models trained with [objective] profile above 0 have one (protembed pretrain).",
+            )
+
     def to_dict(self) -> dict[str, Any]:
-        """Return what `from_dict` reads, ready for JSON."""
-        return {**asdict(self), "alphabet": self.alphabet.to_dict()}
+        """Return what `from_dict` reads, ready for JSON; what older versions do not know is named where it is set."""
+        values = {**asdict(self), "alphabet": self.alphabet.to_dict()}
+        encoder = {k: v for k, v in values["encoder"].items() if v or k != "frequencies"}
+        return {k: v for k, v in {**values, "encoder": encoder}.items() if v or k != "profile_head"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelCard":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from protembed import interrupts
 from protembed.models.config import EncoderConfig
 from protembed.models.packing import Layout
 
@@ -162,6 +163,8 @@ class Encoder(nn.Module):
             if number > 1 and self.config.frequencies > 1:
                 turn = self._turn(layout, number - 1)
             x = block(x, layout, turn)
+            if torch.is_inference_mode_enabled():  # training stops between steps: see training/signals.py
+                interrupts.check()
             if number == self.config.n_layers and self.final_norm is not None:
                 x = self.final_norm(x)
             if number in layers:

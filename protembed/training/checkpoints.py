@@ -31,6 +31,7 @@ from protembed.training.corpus.packing import Cursor
 from protembed.training.parallel import World, full_weights
 
 _PREFIX = "step_"
+_MASKED_ALONE = {"masked": 1.0, "profile": 0.0, "background": 1.0}  # what runs had before there was a choice
 _BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)  # so that another number of processes can read it
 
 
@@ -144,7 +145,7 @@ def read_progress(folder: Path, state: Mapping[str, Any]) -> Progress:
         saved = json.loads((folder / "progress.json").read_text())
         values = saved["progress"]
         progress = Progress(**{**values, "cursor": Cursor(**values["cursor"])})
-        was = _identity({"corpus": state["corpus"], **saved["config"]})
+        was = _identity({"corpus": state["corpus"], "objective": _MASKED_ALONE, **saved["config"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, "progress.json", error) from error
     for place, value in _identity(json.loads(json.dumps(state))).items():
@@ -161,14 +162,24 @@ def read_progress(folder: Path, state: Mapping[str, Any]) -> Progress:
     return progress
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration that a checkpoint was made with. Raises TrainingError when it is damaged."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "progress.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, "progress.json", error) from error
+    return config
+
+
 def _identity(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must not change in a run, by the place that tells it."""
-    paths = ("corpus", "train", "valid")
+    paths = ("corpus", "train", "valid", "homologs")
     return {
         "[model]": state["model"],
         "[data]": {name: value for name, value in state["data"].items() if name not in paths},
         "[data] corpus": state["corpus"],
         "[mask]": state["mask"],
+        "[objective]": state.get("objective"),
         **{f"[train] {name}": state["train"][name] for name in ("optimizer", "seed")},
     }
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from protembed.checkpoints import native as checkpoint
 from protembed.checkpoints.foreign import load_foreign
 from protembed.errors import InputError, ModelError
-from protembed.tasks.labels.formats import read_coordinates
+from protembed.tasks.labels.arrays import read_coordinates
 from tests.conftest import GOLDEN
 
 CPU = torch.device("cpu")

@@ -186,7 +186,7 @@ class TestAgain:
             open_corpus(tmp_path / "corpus", PROTEMBED)
         wait_for(lambda: is_free(tmp_path / "corpus"))
         made = {path: path.stat().st_mtime_ns for path in folder.glob("*.part/*")}
-        assert len(made) == 10
+        assert len(made) == 22
         prepare_corpus(sources, tmp_path / "corpus", PROTEMBED)
         assert all(path.stat().st_mtime_ns == before for path, before in made.items())
         assert files(tmp_path / "corpus") == files(tmp_path / "undisturbed")

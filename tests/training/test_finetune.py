@@ -253,7 +253,7 @@ def test_contacts(job: Job, design: str) -> None:
 def write_contacts(folder: Path, rng: np.random.Generator) -> None:
     folder.mkdir()
     for split in ("train", "valid"):
-        sequences = [s.encode() for s in proteins(10, seed=len(split)).values()]
+        sequences = [s.encode() for s in proteins(10, seed=int(split == "valid")).values()]
         coordinates = [hairpin(len(s)) + rng.normal(0, 2, (len(s), 3)) for s in sequences]
         np.savez(
             folder / f"{split}.npz",
@@ -380,6 +380,10 @@ BAD = [
     ('data.where=["TYPE"]', "train.epochs=1", "not KEY=value"),
     ('task.labels=["h", "n", "z"]', "train.epochs=1", "no training example, the first is 'z'"),
     ('task.labels=["h"]', "train.epochs=1", "the label 'n' of residue 1 is not in the set"),
+    ('task.labels=["h", "no"]', "train.epochs=1", r"\[task\] labels holds 'no'"),
+    ('task.labels=["h", "\\t"]', "train.epochs=1", r"\[task\] labels holds '\\t'"),
+    ('task.labels=["h", "n", "h"]', "train.epochs=1", "holds a label twice"),
+    ('task.labels=["a\\nb"]', "task.kind=sequence_class", r"\[task\] labels holds 'a\\nb'"),
     ("negatives.path=x.fasta", "negatives.label=q", "label is 'q'"),
     ("negatives.path=x.fasta", "negatives.proteins=0", "proteins is 0, not 1 or more"),
     ("task.name='a/b'", "train.epochs=1", r"\[task\]: name is 'a/b'"),

@@ -9,7 +9,7 @@ from protembed.errors import UsageError
 from protembed.models.config import DEFAULT_MODEL
 from protembed.models.head_config import Design, Kind
 from protembed.tasks import TASKS, Task, find_task, own_task
-from protembed.tasks.labels.formats import Files
+from protembed.tasks.labels.rows import Files
 from protembed.training.config import read_sections
 from protembed.training.limits import above_zero, at_least, share
 
@@ -43,8 +43,9 @@ class DataSection:
     """The labelled proteins: a folder or file, and the names of its splits.
 
     `valid` empty: the validation split of the data, else `valid_share` of the training proteins, drawn by the seed, and
-    by cluster where headers say CLUSTER=. `test` splits are measured when training is over. `where` lists attributes
-    that proteins must have (KEY=value). Proteins longer than `max_residues` are cut into windows when residues are
+    by cluster where headers say CLUSTER= or a table has a column `cluster`. `test` splits are measured when training is
+    over. Proteins whose sequences are validated or tested on are left out of training. `where` lists attributes that
+    proteins must have (KEY=value). Proteins longer than `max_residues` are cut into windows when residues are
     predicted, and else to their first residues; or they are refused. `proteins` limits the training set to so many,
     drawn at random. `cache` is where hidden states are kept; empty: in the folder of the run.
     """
@@ -192,6 +193,13 @@ def make_task(section: TaskSection) -> Task:
         raise UsageError(f"[task] {section.name} is known, and takes no kind", hint="Give your own task another name.")
     if section.kind == "residue_flags" and not section.labels:
         raise UsageError("[task] labels are missing: the letters of the flags")
+    letters = section.kind.startswith("residue_")
+    for label in section.labels:
+        if not label.strip() or not label.isprintable() or (letters and len(label) != 1):
+            what = "one letter" if letters else "a line of printable characters"
+            raise UsageError(f"[task] labels holds {label!r}", hint=f"A label of {section.kind} is {what}.")
+    if len(set(section.labels)) < len(section.labels):
+        raise UsageError("[task] labels holds a label twice")
     task = own_task(section.name, section.kind, section.labels)
     return replace(
         task,

@@ -13,11 +13,11 @@ import torch
 from protembed.errors import TrainingError
 from protembed.models.config import EncoderConfig, MlmHeadConfig
 from protembed.models.protein_model import ProteinModel, skeleton
-from protembed.sequences.alphabet import Alphabet
+from protembed.sequences.alphabet import STANDARD_RESIDUES, Alphabet
 from protembed.training.corpus.corpus import open_corpus
 from protembed.training.corpus.packing import Packing
 from protembed.training.optimizer import build_optimizers
-from protembed.training.pretrain.config import PretrainConfig, make_card
+from protembed.training.pretrain.config import PretrainConfig
 
 PEAKS = {
     "H100 NVL": 835e12,
@@ -46,7 +46,12 @@ def peak_flops(device: str) -> float | None:
 
 
 def training_flops_per_token(
-    card_encoder: EncoderConfig, mlm_head: MlmHeadConfig | None, *, mask_rate: float, mean_squares_over_mean: float
+    card_encoder: EncoderConfig,
+    mlm_head: MlmHeadConfig | None,
+    *,
+    mask_rate: float,
+    mean_squares_over_mean: float,
+    profile: bool = False,
 ) -> float:
     """Count the floating-point operations that training needs for a token: the numerator of MFU.
 
@@ -54,8 +59,9 @@ def training_flops_per_token(
     6 L (4 D^2 + 2 D F), three matrices of D F with SwiGLU. Attention takes 12 L D times `mean_squares_over_mean`, the
     sum of the squared lengths over the sum of the lengths: packed proteins see themselves only. The head, dense layer
     and decoder, works on masked tokens: 6 (D^2 + vocab_size D) `mask_rate`, the share of all tokens that are asked
-    about. Looking up embeddings, norms, biases and activations count nothing; nor does what activation checkpointing or
-    flash attention computes twice (utilisation of the model, not of the hardware).
+    about; a profile head works on all: 6 times 20 D. Looking up embeddings, norms, biases and activations count
+    nothing; nor does what activation checkpointing or flash attention computes twice (utilisation of the model, not of
+    the hardware).
 
     PaLM (arXiv 2204.02311, appendix B) has the same 6 and 12, but N in 6 N is every parameter, and attention is over
     the full context for every token. nanoGPT does so, too, less its position table; both have the decoder work on
@@ -67,7 +73,7 @@ def training_flops_per_token(
     head = 0
     if mlm_head is not None:
         head = config.d_model**2 * mlm_head.transform + config.vocab_size * config.d_model
-    return config.n_layers * layer + 6 * head * mask_rate
+    return config.n_layers * layer + 6 * head * mask_rate + 6 * len(STANDARD_RESIDUES) * config.d_model * profile
 
 
 def state_bytes(model: ProteinModel, config: PretrainConfig, *, strategy: Strategy, ranks: int) -> int:
@@ -180,12 +186,16 @@ def forecast(config: PretrainConfig, *, ranks: int, peak_flops: float | None) ->
     `peak_flops`: FLOP/s of one GPU for the expected days; without it those of `[train] peak_tflops`, else of H100 and
     A100.
     """
-    card, train = make_card(config.model), config.train
+    card, train = config.card, config.train
     model = skeleton(card)
     proteins = look_at_corpus(config, card.alphabet)
     tokens = train.batch_tokens * train.accumulate * ranks
     operations = training_flops_per_token(
-        card.encoder, card.mlm_head, mask_rate=config.mask.rate, mean_squares_over_mean=proteins.context
+        card.encoder,
+        card.mlm_head,
+        mask_rate=config.mask.rate,
+        mean_squares_over_mean=proteins.context,
+        profile=card.profile_head,
     )
     total = operations * tokens * train.steps
     epochs = f"{tokens * train.steps / proteins.epoch_tokens:,.3g}" if proteins.epoch_tokens else "not known yet"
