@@ -84,13 +84,13 @@ def read_json(path: Path, *, error: type[ProtembedError] = ModelError) -> Any:
         data = path.read_bytes()
     except OSError as failure:
         raise error(f"{path}: cannot be read ({failure.strerror})") from failure
-    return parse_json(data, str(path), error=error)
+    return parse_json(data, f"{path}: cannot be read as JSON", error=error)
 
 
-def parse_json(data: str | bytes, place: str, *, error: type[ProtembedError] = ModelError) -> Any:
+def parse_json(data: str | bytes, complaint: str, *, error: type[ProtembedError] = ModelError) -> Any:
     """Read JSON: without NaN and infinity, without numbers of thousands of digits, not nested without end.
 
-    Raises `error`, which begins with `place`.
+    Raises `error`, which begins with `complaint` and gives the reason.
     """
     try:
         return json.loads(data, parse_constant=_refuse_constant)
@@ -98,7 +98,7 @@ def parse_json(data: str | bytes, place: str, *, error: type[ProtembedError] = M
         reason = "it is nested too deeply"
     except ValueError as failure:  # UnicodeDecodeError, JSONDecodeError and too many digits are all of this kind
         reason = str(failure)[:200]
-    raise error(f"{place}: cannot be read as JSON ({reason})", hint="Is the file complete? Copy it again.")
+    raise error(f"{complaint} ({reason})", hint="Is the file complete? Copy it again.")
 
 
 def read_object(path: Path, *, error: type[ProtembedError] = ModelError) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from protembed.checkpoints.find import find_model
 from protembed.checkpoints.registry import show_terms
 from protembed.errors import ModelError, OutputError, UsageError, require_whole
 from protembed.models.config import DEFAULT_MODEL, ModelCard
+from protembed.outputs.files import write_errors
 
 if TYPE_CHECKING:
     from protembed.models.protein_model import ProteinModel
@@ -56,7 +57,7 @@ def open_model(options: ModelOptions) -> "ProteinModel":
     path = find_source(options)
     if path.suffix == ONNX:
         raise ModelError(
-            f"{path}: an ONNX file runs under --backend onnx, and cannot be loaded into torch",
+            f"{path}: an ONNX file runs in onnxruntime, and cannot be loaded into torch",
             hint="Give the checkpoint that it was exported from.",
         )
     if options.threads is not None:
@@ -172,4 +173,5 @@ def convert_model(options: ModelOptions, out: Path, *, overwrite: bool) -> Model
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists", hint="--overwrite replaces it.")
     model = open_model(options)
-    return checkpoint.save(model, out, dtype=model.encoder.embedding.weight.dtype)
+    with write_errors(out):
+        return checkpoint.save(model, out, dtype=model.encoder.embedding.weight.dtype)

@@ -30,7 +30,7 @@ def find_model(name: str, *, offline: bool = False) -> Path:
 
     With `offline` or HF_HUB_OFFLINE=1 nothing is downloaded. Raises ModelError, DependencyError.
     """
-    if not name:
+    if not name.strip():
         raise ModelError(
             "no model is named", hint="`protembed models` lists the names; or give the path of a checkpoint."
         )
@@ -57,10 +57,6 @@ def find_model(name: str, *, offline: bool = False) -> Path:
 
 def _existing(name: str) -> Path | None:
     """Return the file or folder of a name, if there is one; `.` and the like under their full name."""
-    if not name.strip():
-        raise ModelError(
-            "no model is named", hint="`protembed models` lists the names; or give the path of a checkpoint."
-        )
     try:
         path = Path(name)
         return (path if path.name else path.resolve()) if path.exists() else None

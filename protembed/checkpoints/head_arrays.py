@@ -69,7 +69,7 @@ def _read(path: Path, *, weights: bool) -> tuple[HeadCard, dict[str, npt.NDArray
         metadata = dict(file.metadata() or {})
         if KEY not in metadata:
             raise ModelError(f"{path}: is not a task head", hint="`protembed train` writes heads; -m names a model.")
-        values = card_fields(path, metadata, KEY, version=FORMAT)
+        values = card_fields(path, metadata, KEY, version=FORMAT, what="the head's card")
         with in_file(path):
             card = HeadCard.from_dict(values)
         names = file.keys() if weights else ()

@@ -33,17 +33,17 @@ def open_tensors(path: Path, framework: Literal["pt", "np"]) -> Iterator[Any]:
         ) from error
 
 
-def card_fields(path: Path, metadata: Mapping[str, str], key: str, *, version: str) -> Mapping[str, Any]:
-    """Return the fields of the card that a header holds under `key`.
+def card_fields(path: Path, metadata: Mapping[str, str], key: str, *, version: str, what: str) -> Mapping[str, Any]:
+    """Return the fields of the card that a header holds under `key`; `what` names it in errors.
 
     Raises ModelError when there is none, it is not JSON, or another version of the format.
     """
     text = metadata.get(key, "{}")
     if len(text) > CARD_BYTES:
-        raise ModelError(f"{path}: its card has {len(text):,} letters, more than {CARD_BYTES:,}")
-    values = parse_json(text, f"{path}: the card in its header")
+        raise ModelError(f"{path}: {what} has {len(text):,} letters, more than {CARD_BYTES:,}")
+    values = parse_json(text, f"{path}: {what} cannot be read")
     if not isinstance(values, dict):
-        raise ModelError(f"{path}: the card in its header is {said(values)}, not an object")
+        raise ModelError(f"{path}: {what} cannot be read: it is {said(values)}, not an object")
     if values.pop("format", None) != version:
         raise ModelError(f"{path}: written by another version of protembed", hint="pip install --upgrade protembed")
     return values

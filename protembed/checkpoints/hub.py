@@ -125,7 +125,8 @@ def shard_names(index: Path) -> list[str]:
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise ModelError(f"{index}: does not list the shards under weight_map")
     names = sorted(set(named.values()))
-    if outside := next((name for name in names if Path(name).name != name), None):
+    outside = next((name for name in names if name in ("", "..") or Path(name).name != name), None)
+    if outside is not None:
         raise ModelError(f"{index}: names {outside!r}, which does not lie beside it")
     return names
 

@@ -117,6 +117,16 @@ def make_model(
     room = {
         name: torch.empty(t.shape, dtype=_type_of(name, dtype), device=device) for name, t in model.state_dict().items()
     }
+    _fill(room, tensors, place)
+    for name, tensor in room.items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{place}: {name} holds NaN or infinite values", hint="The checkpoint is damaged.")
+    model.load_state_dict(room, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _fill(room: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], place: str) -> None:
+    """Copy named tensors to where they belong. Raises ModelError unless each has its place, and each place its own."""
     missing, extra, misfits = set(room), [], []
     for name, tensor in tensors:
         if name not in room:
@@ -135,11 +145,6 @@ def make_model(
         raise ModelError(f"{place}: {len(extra)} weights do not belong to the model, the first is {min(extra)}")
     if misfits:
         raise ModelError(f"{place}: {misfits[0]}")
-    for name, tensor in room.items():
-        if not tensor.isfinite().all():
-            raise ModelError(f"{place}: {name} holds NaN or infinite values", hint="The checkpoint is damaged.")
-    model.load_state_dict(room, assign=True)
-    return model.requires_grad_(False).eval()
 
 
 def _skeleton(card: ModelCard, stored: Mapping[str, Spec], place: str) -> ProteinModel:
@@ -163,7 +168,7 @@ def _type_of(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def _card(file: SafetensorsFile) -> ModelCard:
-    values = card_fields(file.path, file.metadata, _KEY, version=_FORMAT)
+    values = card_fields(file.path, file.metadata, _KEY, version=_FORMAT, what="the model card")
     with in_file(file.path):
         return ModelCard.from_dict(values)
 

@@ -8,6 +8,7 @@ import typer
 from protembed.cli.app import app
 from protembed.cli.console import Console, print_table
 from protembed.cli.options import (
+    Backend,
     CheckpointVersion,
     Device,
     Dtype,
@@ -47,7 +48,7 @@ def embed(
         Literal["float32", "float16"] | None, typer.Option(help="What is written (residues: float16).")
     ] = None,
     device: Device = "auto",
-    backend: Annotated[Literal["auto", "torch", "onnx"], typer.Option(help="Runtime.")] = "auto",
+    backend: Backend = "auto",
     threads: Threads = None,
     max_tokens: Annotated[str, typer.Option(help="Token budget of a batch, or auto.")] = "auto",
     long: Annotated[

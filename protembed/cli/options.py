@@ -21,6 +21,7 @@ ModelName = Annotated[str, typer.Option("-m", "--model", help="A name that `prot
 Offline = Annotated[bool, typer.Option("--offline", help="Do not download a model that is not there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Arithmetic.")]
+Backend = Annotated[Literal["auto", "torch", "onnx"], typer.Option(help="Runtime.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
 Variant = Annotated[Literal["trained", "tape-port"] | None, typer.Option(help="Which function of a ProteinLM file.")]
 CheckpointVersion = Annotated[float | None, typer.Option(help="Version of a Megatron file that does not say it.")]
@@ -43,7 +44,7 @@ def carry_out(run: "Run[Any]", console: Console) -> None:
             for progress in run.run():
                 meter.update(progress.residues)
     except Interrupted as stop:
-        stop.kept = stop.kept or run.kept
+        stop.kept = stop.kept or (f"{run.kept} (the same command with --resume)" if run.kept else "")
         raise
     for line in run.summary():
         console.say(line)

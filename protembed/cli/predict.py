@@ -8,6 +8,8 @@ import typer
 from protembed.cli.app import app
 from protembed.cli.console import Console, print_data, print_table
 from protembed.cli.options import (
+    Backend,
+    CheckpointVersion,
     Device,
     Dtype,
     Duplicates,
@@ -23,7 +25,9 @@ from protembed.cli.options import (
     ShardOf,
     Threads,
     Unknown,
+    Variant,
     carry_out,
+    told,
 )
 from protembed.errors import UsageError
 from protembed.models.config import DEFAULT_MODEL
@@ -54,6 +58,7 @@ def predict(
     plot: Annotated[Path | None, typer.Option(help="A folder for pictures (PNG), one a protein.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    backend: Backend = "auto",
     threads: Threads = None,
     max_tokens: MaxTokens = "auto",
     long: LongPolicy = "split",
@@ -67,6 +72,8 @@ def predict(
     resume: Resume = False,
     overwrite: Overwrite = False,
     offline: Offline = False,
+    variant: Variant = None,
+    checkpoint_version: CheckpointVersion = None,
     n_heads: Heads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -90,7 +97,15 @@ def predict(
     names = tuple(name for name in task.split(",") if name)
     output = PredictionOutput(tasks=names, out=out, format=form, plots=plot)
     options = PredictOptions(max_tokens=parse_budget(max_tokens), long=long, max_length=max_length)
-    loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)
+    loading = ModelOptions(
+        model=model,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        threads=threads,
+        offline=offline,
+        **told(variant, checkpoint_version, n_heads),
+    )
     running = RunOptions(
         unknown=unknown,
         expect=expect,
@@ -122,10 +137,13 @@ def evaluate(
     model: ModelName = DEFAULT_MODEL,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    backend: Backend = "auto",
     threads: Threads = None,
     max_tokens: MaxTokens = "auto",
     long: LongPolicy = "split",
     offline: Offline = False,
+    variant: Variant = None,
+    checkpoint_version: CheckpointVersion = None,
     n_heads: Heads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -136,7 +154,15 @@ def evaluate(
     from protembed.inference.run import parse_budget
 
     console = Console(quiet=quiet)
-    loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)
+    loading = ModelOptions(
+        model=model,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        threads=threads,
+        offline=offline,
+        **told(variant, checkpoint_version, n_heads),
+    )
     filters = _filters(where or [])
     options = EvaluateOptions(
         task=task, data=data, head=head, split=split, where=filters, longest=longest, tape_batch=tape_batch

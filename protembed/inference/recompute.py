@@ -112,7 +112,7 @@ def _predict(
     origin: Origin, records: Sequence[Record], backend: Backend, head: str, limit: int | None
 ) -> Iterator[tuple[Record, Array]]:
     predictor, heads = attach_heads(backend, [head])
-    if heads[0].sha256 != origin.text("head_sha256"):
+    if (heads[0].task, heads[0].sha256) != (origin.text("task"), origin.text("head_sha256")):
         raise origin.error(
             f"was predicted with another head than {head}", hint="Name the file of the head it was made with."
         )

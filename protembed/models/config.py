@@ -147,9 +147,10 @@ class ModelCard:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `from_dict` reads, ready for JSON; a head that is not there is not named (older versions)."""
+        """Return what `from_dict` reads, ready for JSON; what older versions do not know is named where it is set."""
         values = {**asdict(self), "alphabet": self.alphabet.to_dict()}
-        return values if self.profile_head else {k: v for k, v in values.items() if k != "profile_head"}
+        encoder = {k: v for k, v in values["encoder"].items() if v or k != "frequencies"}
+        return {k: v for k, v in {**values, "encoder": encoder}.items() if v or k != "profile_head"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelCard":

@@ -63,7 +63,9 @@ class Attention(nn.Module):
         qkv = self.qkv(x)  # (..., 3D)
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = qkv.chunk(3, dim=-1)
-            qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-1)
+            # Under autocast norms return float32, which no fused attention takes.
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            qkv = torch.cat((q, k, v), dim=-1)
         qkv = qkv.unflatten(-1, (3 * self.n_heads, -1))  # (..., 3H, K)
         if turn is None:
             q, k, v = qkv.chunk(3, dim=-2)  # (..., H, K) each

@@ -85,7 +85,7 @@ class _Check:
         self._records = self._left_out = 0
 
     def run(self, inputs: Sequence[AnyPath]) -> Checked:
-        read = partial(read_fasta, inputs)
+        read = partial(read_fasta, inputs, empty="skip")  # an empty record is one without a result
         found = survey(read, alphabet=PROTEMBED, unknown="x", key=self._key)
         same_input = self._origin.text("input_digest") in ("", found.digest)
         part = self._range(found, same_input=same_input)

@@ -6,7 +6,6 @@ has it raised here. Every dataset carries the CRC-32 of its bytes; the finished 
 """
 
 import os
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +19,20 @@ import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t
 
 from protembed import __version__
-from protembed.errors import OutputError
+from protembed.errors import InputError, OutputError
 from protembed.interrupts import check
 from protembed.models.config import ModelCard
-from protembed.outputs.content import FORMAT_VERSION, ContentDigest, digest_attributes, plain_value, stored_bytes
+from protembed.outputs.content import (
+    FORMAT_VERSION,
+    ContentDigest,
+    checksum,
+    digest_attributes,
+    plain_value,
+    stored_bytes,
+)
 from protembed.outputs.files import sync, write_errors
 from protembed.outputs.journal import Entry, Facts
+from protembed.outputs.safe_hdf5 import SafeFile, bound_cache
 from protembed.outputs.writer import UnstorableError
 from protembed.sequences.records import Record
 from protembed.sequences.windows import Array
@@ -89,7 +96,8 @@ def write_file(
             check()
             digest.add(item.key, item.attributes, item.dtype, item.shape, item.crc)
             sums.append(item.crc)
-        named = dict(attributes() if callable(attributes) else attributes)
+        given = attributes() if callable(attributes) else attributes
+        named = {key: _writable(value) for key, value in given.items()}
         named |= {"records": len(sums), "content_sha256": digest.hexdigest(), "complete": True}
         named.setdefault("format_version", FORMAT_VERSION)
         file.attrs.update({**named, "attributes_sha256": digest_attributes(named)})
@@ -118,9 +126,12 @@ class _Disk:
             raise self._error
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        ends = (os.fstat(self._descriptor).st_size, *(start + len(data) for start, data in self._kept))
-        self._place = place + (max(ends) if whence == os.SEEK_END else self._place if whence == os.SEEK_CUR else 0)
-        return self._place
+        if whence == os.SEEK_CUR:
+            place += self._place
+        elif whence == os.SEEK_END:
+            place += max([os.fstat(self._descriptor).st_size, *(start + len(data) for start, data in self._kept)])
+        self._place = place
+        return place
 
     def tell(self) -> int:
         return self._place
@@ -175,6 +186,7 @@ def _created(disk: _Disk) -> Iterator[h5py.File]:
     """Open a new HDF5 file on a disk; what the disk said comes before what HDF5 made of it."""
     try:
         with h5py.File(disk, "w", track_order=True) as file:
+            bound_cache(file.id)
             yield file
     except Exception:
         disk.check()
@@ -225,20 +237,22 @@ class _Pen:
 
 
 def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _writable(value: Any) -> Any:
+    """Return an attribute without what HDF5 cannot write; cards of models and heads may hold anything."""
+    return _encode(value.replace("\0", "\\0")).decode() if isinstance(value, str) else plain_value(value)
 
 
 def _compare(path: Path, sums: "array[int]") -> None:
     """Open a finished file and compare every dataset with the checksum of what was to be written."""
     found = 0
-    with h5py.File(path, "r", locking=False) as file:
-        for expected, key in zip(sums, file, strict=False):
-            dataset = h5d.open(file.id, _encode(key))
-            values = np.empty(dataset.shape, dataset.dtype)
-            dataset.read(h5s.ALL, h5s.ALL, values)
+    with SafeFile(path) as file:
+        for expected, dataset in zip(sums, file.datasets(), strict=False):
             check()
-            if zlib.crc32(values.data) != expected:
-                raise OutputError(f"{path}: {key} is not what was written", hint="Is the disk in order?")
+            if checksum(dataset.read()) != expected:
+                raise OutputError(f"{path}: {dataset.name} is not what was written", hint="Is the disk in order?")
             found += 1
         if found != len(sums) or len(file) != len(sums):
             raise OutputError(f"{path}: holds {len(file)} of {len(sums)} records", hint="Is the disk in order?")
@@ -281,9 +295,9 @@ class HDF5Form:
         """Return what the file says of its run."""
         wanted = ("run_sha256", "failed_records", "left_out_records")
         try:
-            with h5py.File(path, "r", locking=False) as file:
-                return {name: plain_value(file.attrs[name]) for name in wanted if name in file.attrs}
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+            with SafeFile(path) as file:
+                return {name: value for name in wanted if (value := file.attribute(name)) is not None}
+        except InputError:
             return {}
 
 

@@ -51,7 +51,7 @@ class SafeFile:
             access = h5p.create(h5p.FILE_ACCESS)
             access.set_fclose_degree(h5f.CLOSE_STRONG)
             access.set_fileobj_driver(h5fd.fileobj_driver, content)
-            _bound_cache(access)
+            bound_cache(access)
             self._file = h5f.open(self._place.encode(), h5f.ACC_RDONLY, fapl=access)
         # An open file whose bytes come from Python must be closed before Python ends: libhdf5 would crash.
         self._close = weakref.finalize(self, _close, self._file)
@@ -64,12 +64,17 @@ class SafeFile:
 
     @property
     def attributes(self) -> dict[str, Scalar]:
-        """What the file says of itself. Raises InputError for what is no text or number, or too large."""
+        """What the file says of itself, in the order in which it was written.
+
+        Raises InputError for what is no text or number, or too large.
+        """
         with reading(self._place):
             count = h5a.get_num_attrs(self._root)
             if count > _MOST_ATTRIBUTES:
                 raise InputError(f"{self._place} has {count:,} attributes", hint="A file of protembed has about 30.")
-            opened = [h5a.open(self._root, index=number) for number in range(count)]
+            order = self._root.get_create_plist().get_attr_creation_order() & h5p.CRT_ORDER_TRACKED
+            kind = h5py.h5.INDEX_CRT_ORDER if order else h5py.h5.INDEX_NAME
+            opened = [h5a.open(self._root, index=number, index_type=kind) for number in range(count)]
             return {decode(attribute.name): read_scalar(attribute, self._place) for attribute in opened}
 
     def attribute(self, name: str) -> Scalar | None:
@@ -160,12 +165,12 @@ class SafeFile:
             )
 
 
-def _bound_cache(access: h5p.PropFAID) -> None:
-    """Keep what libhdf5 remembers of a file small: by default it grows to a hundred megabytes, and is not used again."""
-    config = access.get_mdc_config()
+def bound_cache(file: h5p.PropFAID | h5f.FileID) -> None:
+    """Keep small what libhdf5 remembers of a file: by default it grows to a hundred megabytes, and is hardly used."""
+    config = file.get_mdc_config()
     config.set_initial_size, config.initial_size = True, _CACHE
     config.min_size = config.max_size = _CACHE
-    access.set_mdc_config(config)
+    file.set_mdc_config(config)
 
 
 def _close(file: h5f.FileID) -> None:

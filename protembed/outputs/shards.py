@@ -11,9 +11,12 @@ from protembed.outputs.safe_dataset import Scalar
 from protembed.sequences.shard import Shard
 
 _COUNTS: Final = ("failed_records", "left_out_records")
-_DIGESTS: Final = ("run_sha256", "content_sha256", "attributes_sha256")
-_OWN: Final = frozenset(("shard", "first_record", "records", "bytes", *_COUNTS, *_DIGESTS))
-"""What each shard says for itself."""
+_OWN: Final = frozenset(("shard", "first_record", "records", *_COUNTS, "bytes"))
+_DIGESTS: Final = frozenset(("run_sha256", "content_sha256", "attributes_sha256"))
+"""What each shard says for itself, with the one before."""
+
+_WRITTEN: Final = frozenset(("records", "bytes", "content_sha256", "complete", "format_version", "attributes_sha256"))
+"""What is said by whatever writes a file."""
 
 _DIFFERENCES: Final[Mapping[str, str]] = {
     "input_digest": "was made from another input",
@@ -42,16 +45,16 @@ def in_order(shards: Sequence[Origin]) -> list[Origin]:
     count = _shard_of(shards[0]).count
     if missing := sorted(set(range(1, count + 1)) - set(found)):
         also = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"shard {missing[0]} of {count} is missing{also}", hint="Name the files of all shards.")
+        raise InputError(f"shard {missing[0]} is missing{also}, of {count}", hint="Name the files of all shards.")
     ordered = [found[number] for number in sorted(found)]
     _require_whole_input(ordered)
     return ordered
 
 
 def merged_attributes(shards: Sequence[Origin]) -> dict[str, Scalar]:
-    """Return what the whole says of itself: what its run would have said without shards."""
+    """Return what the whole says of itself: what its run would have said without shards, in the same order."""
     first = shards[0]
-    merged: dict[str, Scalar] = {name: value for name, value in first.attributes.items() if name not in _OWN}
+    merged: dict[str, Scalar] = {name: value for name, value in first.attributes.items() if name not in _WRITTEN}
     if not first.sealed:
         policies = [origin.text("long_proteins") for origin in shards]
         policy = next((policy for policy in policies if policy not in ("", "none")), "none")
@@ -102,7 +105,7 @@ def _require_same_run(origin: Origin, first: Origin) -> None:
 
 def _to_compare(origin: Origin, first: Origin) -> list[str]:
     """Return the attributes in which two shards must agree, those first that explain the others."""
-    skipped = set(_OWN)
+    skipped = set(_OWN | _DIGESTS)
     if not origin.sealed:
         skipped.add("long_proteins")  # older shards say it only where there was a long protein
     elif origin.text("job_sha256") == first.text("job_sha256"):

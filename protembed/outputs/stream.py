@@ -18,7 +18,7 @@ from protembed.sequences.windows import Failure
 class StreamWriter(Generic[Item]):
     """Writes lines as they come; see writer.Writer. Records without a result are told on standard error.
 
-    A reader that leaves early, as `head` does, is a BrokenPipeError; else raises OutputError.
+    Raises OutputError; where the reader of standard output leaves early, as `head` does, BrokenPipeError.
     """
 
     def __init__(self, path: Path, lines: Callable[[Item], Iterator[str]], header: str, budget: int) -> None:
@@ -65,13 +65,11 @@ class StreamWriter(Generic[Item]):
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
-            raise
         except OSError as error:
-            if _is_stdout(self._path):
-                # Python flushes standard output once more at the end: there it must not fail again.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise OutputError(f"{self.name}: cannot be written ({error.strerror})") from error
+            if _is_stdout(self._path) and isinstance(error, BrokenPipeError):
+                raise
+            reason = "its reader has left" if isinstance(error, BrokenPipeError) else error.strerror
+            raise OutputError(f"{self.name}: cannot be written ({reason})") from error
 
 
 def _is_stdout(path: Path) -> bool:
@@ -87,9 +85,9 @@ def _open(path: Path) -> IO[str]:
         return stdout
     if path.parent.name == "fd" or path.name == "stderr":
         number = 2 if path.name == "stderr" else int(path.name)
-        return os.fdopen(os.dup(number), "w", encoding="utf-8", errors="surrogateescape")
+        return os.fdopen(os.dup(number), "w", encoding="utf-8", errors="backslashreplace")
     mode = os.stat(path).st_mode
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
         raise OutputError(f"{path} is a {'disk' if stat.S_ISBLK(mode) else 'socket'}", hint="Name a file or a pipe.")
     descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY)
-    return os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape")
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace")

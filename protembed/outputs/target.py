@@ -98,7 +98,7 @@ def name_shard(path: Path, shard: Shard) -> Path:
 
 
 def work_folder_of(path: Path) -> Path:
-    """Name the folder that holds what a run has done until its output is complete: beside the file, not a link to it."""
+    """Name the folder that holds what a run has done until its output is complete; beside the file, not a link."""
     final = Path(os.path.realpath(path))
     return final.with_name(f"{final.name}.partial")
 
@@ -141,13 +141,13 @@ def write_failures(path: Path, rows: Sequence[tuple[str, str]], *, folder: Path 
         return
     with atomic(failures, folder=folder) as new, write_errors(failures):
         lines = (f"{cell(name)}\t{cell(reason)}\n" for name, reason in rows)
-        new.write_text(f"{_HEADER}\n{''.join(lines)}", encoding="utf-8", errors="surrogateescape", newline="\n")
+        new.write_text(f"{_HEADER}\n{''.join(lines)}", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def read_failures(path: Path) -> list[tuple[str, str]]:
     """Return the (id, reason) of an output's failures, as `cell` wrote them; none where there is no list."""
     try:
-        text = failures_of(path).read_text(encoding="utf-8", errors="surrogateescape")
+        text = failures_of(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     rows = [line.partition("\t") for line in text.split("\n") if line]

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from protembed.errors import DependencyError, InputError
 
-LARGE = 1 << 30
-"""What unpacks to more bytes than this (1 GiB), and ..."""
+LARGE = 1 << 28
+"""What unpacks to more bytes than this (256 MiB), and ..."""
 RATIO = 500
 """... to more than so many times its size, is refused.
 

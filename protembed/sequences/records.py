@@ -109,7 +109,9 @@ def _not_a_residue(record: Record, wrong: re.Match[str]) -> InputError:
 
 
 def _too_long(what: str) -> InputError:
-    return InputError(f"{what} has more than {LONGEST:,} characters: no protein", hint="Is it a genome, or damaged?")
+    return InputError(
+        f"{what} has more than {LONGEST:,} characters", hint="Proteins do not: is it a genome, or damaged?"
+    )
 
 
 def read_fasta(paths: Iterable[AnyPath], *, empty: EmptyPolicy = "error") -> Iterator[Record]:

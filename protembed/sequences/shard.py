@@ -44,13 +44,12 @@ def parse_shard(text: str, out: Path | None = None) -> Shard:
     from the submission, which must be the whole array. Both refuse a division other than that of the shards that lie
     beside `out` already. Raises UsageError.
     """
-    slurm, _, count = text.partition("/")
-    if slurm == "slurm":
-        shard = _part_of_array(_count(text, count)) if count else _part_of_whole_array()
+    number, slash, count = text.partition("/")
+    if number == "slurm":
+        shard = _part_of_array(_count(text, count)) if slash else _part_of_whole_array()
         if out is not None:
             _refuse_other_division(shard, out)
         return shard
-    number, slash, count = text.partition("/")
     if not slash:
         raise _not_a_shard(text)
     return Shard(_count(text, number), _count(text, count))

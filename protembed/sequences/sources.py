@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -66,12 +65,11 @@ def _pairs(source: Any) -> Iterable[tuple[object, object]]:
     kind = type(source).__name__
     if kind in ("DataFrame", "LazyFrame") or (pandas is not None and isinstance(source, pandas.DataFrame)):
         raise InputError(
-            "a DataFrame has several columns",
-            hint="Give one: frame.set_index('id')['sequence'], or zip(ids, sequences).",
+            "a DataFrame has several columns", hint="Give one with its ids: frame.set_index('id')['sequence']."
         )
     if isinstance(source, bytes | bytearray | memoryview):
         raise InputError("bytes are neither a path nor a list of sequences", hint=_FORMS)
-    if isinstance(source, AbstractSet):
+    if isinstance(source, set | frozenset):
         raise InputError("a set has no order, so its results could not be told apart", hint="Give a list.")
     if hasattr(source, "read"):
         raise InputError("an open file is not read here", hint="Give its path.")

@@ -116,7 +116,7 @@ class Survey:
         """Return what is not plain about the input, for people, with counts; `unknown` is the alphabet's letter."""
         return {
             f"letters outside the alphabet, read as {unknown}": self.unknown,
-            "stops (*) inside sequences, read as X": self.stops,
+            "of them stops (*) inside sequences": self.stops,
             "gaps removed": self.gaps,
             **{f"records that look like {what}": count for what, count in self.others.items()},
         }

@@ -4,6 +4,7 @@ The mutations are drawn with a fixed seed: bytes flipped, cut, repeated, and val
 """
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -31,7 +32,7 @@ from protembed.models.protein_model import ProteinModel
 from tests.conftest import GOLDEN
 
 CPU = torch.device("cpu")
-ROUNDS = 150
+ROUNDS = int(os.environ.get("PROTEMBED_FUZZ_ROUNDS", "150"))
 MOST_BYTES = 600 * 2**20
 """What the whole of one test may add to the peak: a file of a few kB that is read a hundred times needs no more."""
 
@@ -95,7 +96,7 @@ def with_nonsense(values: Any, dice: random.Random) -> str:
 def attack(load: Load, write: Callable[[random.Random], Path], seed: int, rounds: int = ROUNDS) -> None:
     """Load mutated files; nothing but our own errors may come out, whatever else the files do."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused = 0
+    refused = longest = 0
     for number in range(rounds):
         path = write(random.Random(seed * 100_000 + number))
         with warnings.catch_warnings():
@@ -104,10 +105,10 @@ def attack(load: Load, write: Callable[[random.Random], Path], seed: int, rounds
                 load(path)
             except ProtembedError as error:
                 refused += 1
-                assert str(error), number
-                assert len(str(error)) < 2000, number
+                longest = max(longest, len(str(error)))
             except BaseException as error:
                 raise AssertionError(f"round {number}: {type(error).__name__}: {error}"[:500]) from error
+    assert longest < 1500
     assert refused > rounds // 10, "mutations that change nothing test nothing"
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_BYTES
 
@@ -196,19 +197,31 @@ def test_torch_files(esm: Path, zipped: bool) -> None:
     attack(load_any, beside(esm, "pytorch_model.bin", lambda dice: mutated(data, dice)), 6 + zipped)
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "model.safetensors.index.json", "adapter_config.json"]
-)
+BESIDE: dict[str, Any] = {
+    "config.json": None,
+    "tokenizer.json": {"model": {"vocab": {}}, "added_tokens": [{"content": "<x>", "id": 40}]},
+    "model.safetensors.index.json": {
+        "metadata": {},
+        "weight_map": {"a": "model.safetensors", "b": "model.safetensors"},
+    },
+    "adapter_config.json": {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "rank_pattern": {"x": 4},
+        "modules_to_save": ["y"],
+        "base_model_name_or_path": "z",
+    },
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
 def test_json_beside_the_weights(esm: Path, name: str) -> None:
     tokens = (esm / "vocab.txt").read_text().split()
-    whole: dict[str, Any] = {
-        "config.json": json.loads((esm / "config.json").read_text()),
-        "tokenizer.json": {"model": {"vocab": {t: r for r, t in enumerate(tokens)}}, "added_tokens": [{"content": "<x>", "id": 40}]},
-        "model.safetensors.index.json": {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model.safetensors"}},
-        "adapter_config.json": {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {"x": 4}, "modules_to_save": ["y"]},
-    }  # fmt: skip
+    whole = json.loads((esm / "config.json").read_text()) if name == "config.json" else BESIDE[name]
     if name == "tokenizer.json":
         (esm / "vocab.txt").unlink()
+        whole = {**whole, "model": {"vocab": {token: row for row, token in enumerate(tokens)}}}
     if name == "adapter_config.json":
         query = "base_model.model.esm.encoder.layer.0.attention.self.query"
         matrices = {f"{query}.lora_A.weight": torch.ones(4, 40), f"{query}.lora_B.weight": torch.ones(40, 4)}
@@ -218,7 +231,7 @@ def test_json_beside_the_weights(esm: Path, name: str) -> None:
         model = load_foreign(path, device=CPU)
         return load_foreign_head(path, model.card, device=CPU)
 
-    attack(load, beside(esm, name, lambda dice: with_nonsense(whole[name], dice).encode(errors="replace")), 8)
+    attack(load, beside(esm, name, lambda dice: with_nonsense(whole, dice).encode(errors="replace")), 8)
 
 
 def test_vocabularies(esm: Path) -> None:

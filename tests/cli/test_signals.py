@@ -108,7 +108,7 @@ def teardown():
     sys.last_of_all = Last()
 
 class Job:
-    residues, failed, kept = 10, 0, "3 of 10 records are kept; the same command with --resume continues"
+    residues, failed, kept = 10, 0, "3 of 10 records are kept: resume the run to go on"
     def summary(self):
         return []
     def run(self):
@@ -231,7 +231,9 @@ def test_a_stopped_process_continues(start: Callable[..., subprocess.Popen[str]]
 
 
 def test_the_job_says_what_is_kept(start: Callable[..., subprocess.Popen[str]]) -> None:
-    expected = "interrupted (SIGTERM): 3 of 10 records are kept; the same command with --resume continues\n"
+    expected = (
+        "interrupted (SIGTERM): 3 of 10 records are kept: resume the run to go on (the same command with --resume)\n"
+    )
     assert end(start("job"), signal.SIGTERM) == (130, expected)
 
 

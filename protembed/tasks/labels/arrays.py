@@ -15,6 +15,7 @@ from protembed.sequences.readers import read_lmdb
 from protembed.sequences.records import Record, clean
 from protembed.tasks.labels.rows import Array, Files, Row
 
+_MOST_EXPANSION = 100  # of coordinates, which pack to a third
 _MISSING_COORDINATE = -32768  # in units of 0.1 Angstrom
 _DAMAGE = (
     *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, ArithmeticError, MemoryError),
@@ -26,6 +27,7 @@ _DAMAGE = (
 def read_coordinates(path: Path, split: str) -> Iterator[Row]:
     """Read proteins with the coordinates of one atom a residue; missing ones become NaN, lengths are in Angstrom."""
     try:
+        _check_size(path)
         with np.load(path) as file:
             arrays = {name: file[name] for name in ("ids", "offsets", "residues", "coords")}
         _require_shapes(**arrays)
@@ -42,6 +44,14 @@ def read_coordinates(path: Path, split: str) -> Iterator[Row]:
         where = np.where(raw == _MISSING_COORDINATE, np.nan, raw / np.float32(10)).astype(np.float32)
         record = Record(name.decode("utf-8", "replace"), sequence, "", f"{path}, protein {number}")
         yield Row(record=clean(record), label=where, split=split)
+
+
+def _check_size(path: Path) -> None:
+    """Raise ValueError for an archive that a small file blows up to fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > _MOST_EXPANSION * path.stat().st_size:
+        raise ValueError(f"its parts are said to have {size:,} bytes, more than {_MOST_EXPANSION} times the file's")
 
 
 def _require_shapes(*, ids: Array, offsets: Array, residues: Array, coords: Array) -> None:

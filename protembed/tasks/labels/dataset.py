@@ -155,7 +155,7 @@ def _parts(path: Path, files: Files) -> Iterator[tuple[Path, str | None]]:
             names = ", ".join(file.name for file in found) or "none"
             raise InputError(
                 f"{path}: expected {files.sequences}, or one FASTA file or table, and found {names}",
-                hint="Name the file itself, not its folder.",
+                hint="Name the file itself.",
             )
     for file in found:
         yield file, _split_of(file, files)

@@ -1,17 +1,38 @@
 """Arrays on disk that notice a flipped bit: a flat file, and the CRC-32 of every MiB of it beside it."""
 
+import json
 import zlib
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import TrainingError
 
+Totals = TypeVar("Totals")
+
 BLOCK = 1 << 20
 """Bytes that one checksum is of: computing it takes less than reading them from a disk."""
+
+
+def read_totals(path: Path, kind: type[Totals]) -> Totals:
+    """Read a dataclass of counts that was written as JSON. Raises TrainingError for what is no such file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for name in (field.name for field in fields(kind)):  # type: ignore[arg-type]
+            count = values[name]
+            for number in count.values() if isinstance(count, dict) else [count]:
+                if type(number) is not int or not 0 <= number < 2**63:
+                    raise ValueError(f"{name} is no count")
+        return kind(**values)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise TrainingError(
+            f"{path}: is damaged ({str(error)[:80] or type(error).__name__})",
+            hint=f"Delete {path.parent} and run protembed prepare again.",
+        ) from error
 
 
 class SumWriter:

@@ -1,13 +1,12 @@
 """A corpus: many files of proteins as one folder of memory-mapped tokens, with a training and a validation split."""
 
-import fcntl
 import json
 import os
 import shutil
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import OutputError, TrainingError, UsageError
+from protembed.outputs.files import lock
 from protembed.sequences.alphabet import STANDARD_RESIDUES, Alphabet
 from protembed.training.corpus.counts import HomologPart
 from protembed.training.corpus.directory import Directory
@@ -60,9 +60,10 @@ def open_corpus(folder: Path, alphabet: Alphabet) -> Corpus:
     if index is None:
         state = "was not finished" if (folder / "parts").is_dir() else "holds no corpus"
         raise TrainingError(f"{folder}: {state}", hint=f"protembed prepare INPUT... -o {folder}")
-    again = f"protembed prepare {' '.join(path for path, _ in index['paths'])} -o {folder} --overwrite"
-    if index["job"]["format"] != FORMAT or index["job"]["alphabet"] != alphabet.to_dict():
+    if index["job"].get("format") != FORMAT or index["job"].get("alphabet") != alphabet.to_dict():
+        again = f"protembed prepare INPUT... -o {folder} --overwrite"
         raise TrainingError(f"{folder}: was made for another alphabet or version of protembed", hint=again)
+    again = f"protembed prepare {' '.join(path for path, _ in index['paths'])} -o {folder} --overwrite"
     for path, size in index["paths"]:
         if Path(path).is_file() and Path(path).stat().st_size != size:
             raise TrainingError(f"{folder}: {path} has changed since", hint=again)
@@ -261,13 +262,13 @@ def _written(folder: Path) -> Iterator[None]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; the lock goes with the process, however that ends."""
-    with (folder / ".lock").open("w") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(f"{folder}: another process is preparing it", hint="Wait for it to end.") from error
-        except OSError:
-            pass  # some cluster file systems have no locks
+            held.enter_context(lock(folder, what="corpus"))
+        except OutputError as error:
+            if "another run" not in str(error):
+                raise
+            raise TrainingError(f"{folder}: another process is preparing it ({error})", hint=error.hint) from error
         yield
 
 
@@ -299,6 +300,7 @@ def _sum_of(index: dict[str, Any]) -> int:
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
+    """Read the index of a corpus: of another version as it is (its job is a dictionary), of this one checked."""
     place = f"{folder}/index.json"
     try:
         index: dict[str, Any] = json.loads((folder / "index.json").read_text())
@@ -306,7 +308,7 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, RecursionError) as error:
         raise TrainingError(f"{place}: is damaged", hint="Delete it and run protembed prepare.") from error
-    if not isinstance(index, dict) or "job" not in index:
+    if not isinstance(index, dict) or not isinstance(index.get("job"), dict):
         raise TrainingError(f"{folder}: was made by an older protembed", hint=f"Delete {folder} and prepare it again.")
     if (
         isinstance(index["job"], dict)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.sequences.alphabet import STANDARD_RESIDUES
-from protembed.training.corpus.arrays import MappedArray, SumWriter, map_array, write_array
+from protembed.training.corpus.arrays import MappedArray, SumWriter, map_array, read_totals, write_array
 
 Counts = npt.NDArray[np.float32]
 
@@ -71,7 +71,7 @@ class HomologPart:
 
     @cached_property
     def totals(self) -> HomologCounts:
-        return HomologCounts(**json.loads((self.folder / "part.json").read_text()))
+        return read_totals(self.folder / "part.json", HomologCounts)
 
     @cached_property
     def counts(self) -> MappedArray:

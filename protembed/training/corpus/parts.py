@@ -28,7 +28,7 @@ from protembed.errors import TrainingError
 from protembed.sequences.alphabet import Alphabet
 from protembed.sequences.readers import read_proteins
 from protembed.sequences.records import Record
-from protembed.training.corpus.arrays import MappedArray, SumWriter, map_array, write_array
+from protembed.training.corpus.arrays import MappedArray, SumWriter, map_array, read_totals, write_array
 
 FORMAT = 2
 SUFFIX = ".part"
@@ -72,7 +72,7 @@ class Part:
 
     @cached_property
     def counts(self) -> PartCounts:
-        return PartCounts(**json.loads((self.folder / "part.json").read_text()))
+        return read_totals(self.folder / "part.json", PartCounts)
 
     @cached_property
     def tokens(self) -> MappedArray:

@@ -9,7 +9,7 @@ from protembed.errors import UsageError
 from protembed.models.config import EncoderConfig, MlmHeadConfig, ModelCard
 from protembed.sequences.alphabet import PROTEMBED
 from protembed.training.config import read_sections, said_of
-from protembed.training.limits import above_zero, at_least, share
+from protembed.training.limits import above_zero, at_least, at_most, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,14 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "d_model", "n_layers", "n_heads", "d_ff")
+        at_least(self, 0, "stem")
+        # Far above any model: what is above them is a slip of the hand, and would take the machine's memory.
+        at_most(self, 1_000, "n_layers")
+        at_most(self, 100_000, "d_model", "n_heads", "stem")
+        at_most(self, 1_000_000, "d_ff")
+        at_most(self, 10_000_000, "max_length")
         above_zero(self, "norm_eps")
+        at_most(self, 1.0, "norm_eps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,7 @@ class DataSection:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_residues")
+        at_most(self, 10_000_000, "max_residues")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +146,10 @@ class TrainSection:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_tokens", "accumulate", "evaluate_proteins", "keep_checkpoints")
         at_least(self, 1, "log_every", "evaluate_every", "checkpoint_every")
+        at_most(self, 10**12, "steps", "warmup_steps", "decay_steps")
+        at_most(self, 10**9, "batch_tokens", "evaluate_proteins")
+        at_most(self, 10**6, "accumulate", "threads")
+        at_most(self, 1e6, "learning_rate", "final_learning_rate", "weight_decay", "epsilon", "peak_tflops")
         at_least(
             self,
             0,

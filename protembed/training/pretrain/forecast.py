@@ -17,6 +17,7 @@ from protembed.sequences.alphabet import STANDARD_RESIDUES, Alphabet
 from protembed.training.corpus.corpus import open_corpus
 from protembed.training.corpus.packing import Packing
 from protembed.training.optimizer import build_optimizers
+from protembed.training.parallel import Precision
 from protembed.training.pretrain.config import PretrainConfig
 
 PEAKS = {
@@ -79,16 +80,19 @@ def training_flops_per_token(
 def state_bytes(model: ProteinModel, config: PretrainConfig, *, strategy: Strategy, ranks: int) -> int:
     """Estimate a rank's memory for weights, gradients and optimizer states, all float32.
 
-    AdamW keeps two states a weight, Muon one. ddp: 8 P and the states, and with bfloat16 another 2 P for autocast's
-    copies of the weights. fsdp: a share 1/R of 8 P and the states, and two blocks gathered in bfloat16 (the one that
-    computes and the one that comes) with the float32 gradient of one.
+    AdamW keeps two states per weight, Muon one. ddp: 8 P and the states, and with bfloat16 another 2 P for autocast's
+    copies of the weights. fsdp: a share 1/R of 8 P and the states, and two blocks gathered in the type that is computed
+    in (the one that computes and the one that comes) with the float32 gradient of one; with `accumulate` above 1,
+    gradients stay whole until the last batch of a step: another 4 P.
     """
     total = count_parameters(model)
     kept = 8 * total + optimizer_bytes(model, config)
     if strategy == "ddp":
         return kept + (2 * total if config.train.precision == "bfloat16" else 0)
     block = sum(parameter.numel() for parameter in model.encoder.blocks[0].parameters())
-    return kept // ranks + (2 * 2 + 4) * block
+    gathered = 2 if config.train.precision == "bfloat16" else 4
+    whole = 4 * total if config.train.accumulate > 1 else 0
+    return kept // ranks + (2 * gathered + 4) * block + whole
 
 
 def optimizer_bytes(model: ProteinModel, config: PretrainConfig) -> int:
@@ -119,17 +123,19 @@ def activation_bytes(config: PretrainConfig, *, activation_checkpointing: bool) 
     return config.train.batch_tokens * layer * model.n_layers
 
 
-def traffic_bytes(parameters: int, *, strategy: Strategy, ranks: int, accumulate: int = 1) -> float:
+def traffic_bytes(
+    parameters: int, *, strategy: Strategy, ranks: int, accumulate: int = 1, precision: Precision = "bfloat16"
+) -> float:
     """Return how many bytes a rank sends in a step, collectives done as rings.
 
-    ddp: one all-reduce of float32 gradients, 2 (R - 1) / R times 4 P. fsdp, by parallel.py's policy: bfloat16 weights
-    gathered before forward and before backward of every batch, (R - 1) / R times 2 P each, and float32 gradients
-    scattered once, (R - 1) / R times 4 P. At one batch a step they are equal.
+    ddp: one all-reduce of float32 gradients, 2 (R - 1) / R times 4 P. fsdp, by parallel.py's policy: weights gathered
+    in bfloat16 (or float32) before forward and before backward of every batch, (R - 1) / R times 2 P (4 P) each, and
+    float32 gradients scattered once, (R - 1) / R times 4 P. At one batch per step in bfloat16 they are equal.
     """
     share = (ranks - 1) / ranks
     if strategy == "ddp":
         return 2 * share * 4 * parameters
-    return share * (2 * 2 * accumulate + 4) * parameters
+    return share * (2 * (2 if precision == "bfloat16" else 4) * accumulate + 4) * parameters
 
 
 def count_parameters(model: ProteinModel) -> int:
@@ -229,7 +235,9 @@ def _needs(model: ProteinModel, config: PretrainConfig, ranks: int) -> list[list
         ["a checkpoint", f"{size(4 * parameters + optimizer_bytes(model, config))}; {train.keep_checkpoints} are kept"],
     ]
     for strategy in strategies if ranks > 1 else ():
-        sent = traffic_bytes(parameters, strategy=strategy, ranks=ranks, accumulate=train.accumulate)
+        sent = traffic_bytes(
+            parameters, strategy=strategy, ranks=ranks, accumulate=train.accumulate, precision=train.precision
+        )
         rows.append([f"sent by a process in a step, {strategy}", size(sent)])
     return rows
 

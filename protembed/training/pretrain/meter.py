@@ -32,6 +32,10 @@ class RunMeter:
         self._tokens = 0
         self._waited = 0.0
 
+    def warn(self, warning: str) -> None:
+        """Put a warning into the next report."""
+        self._warning = warning or self._warning
+
     def see(self, loss: float, norm: float, tokens: int, waited: float, profile: float | None = None) -> None:
         """Take a step in."""
         self._profiles += [] if profile is None else [profile]

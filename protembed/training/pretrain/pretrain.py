@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +16,15 @@ from torch import Tensor
 from protembed.checkpoints import native as checkpoint
 from protembed.errors import OutOfMemoryError, TrainingError
 from protembed.models.protein_model import skeleton
-from protembed.training.checkpoints import Checkpoints, Progress, read_optimizers, read_progress, written
+from protembed.outputs.files import lock
+from protembed.training.checkpoints import (
+    Checkpoints,
+    Progress,
+    changed_settings,
+    read_optimizers,
+    read_progress,
+    written,
+)
 from protembed.training.corpus.packing import Packing
 from protembed.training.log import Report, RunLog
 from protembed.training.optimizer import build_optimizers, learning_rate
@@ -61,11 +69,13 @@ class Trainer:
         self.state = {**config.to_dict(), "corpus": [len(self.store), self.store.residues]}
         newest = find_checkpoint(self.run_folder, world)
         self.progress = read_progress(newest, self.state) if newest else Progress()
+        self.changes: list[str] = []
         if newest:
             require_schedule(newest, section, self.progress.step)
+            self.changes = changed_settings(newest, self.state)
         self.module = MaskedResidues(skeleton(self.card))
         weights = first_weights(self.card, section, newest) if world.is_main else {}
-        self.trained = parallelise(self.module, config.parallel, world, weights)
+        self.trained = parallelise(self.module, config.parallel, world, weights, precision=section.precision)
         self.optimizers = build_optimizers(self.module.named_parameters(), section)
         if newest:
             read_optimizers(newest, self.module, self.optimizers, world)
@@ -83,6 +93,7 @@ class Trainer:
         return (
             f"{self.card.name}: {parameters:,} parameters, {len(self.store):,} proteins, "
             f"step {self.progress.step:,} of {self.config.train.steps:,} on {self.world.size} x {self.world.device}"
+            + (f"; from here on {', '.join(self.changes)}" if self.changes else "")
         )
 
     def run(self) -> Iterator[Report]:
@@ -153,6 +164,7 @@ class Trainer:
             RunLog(self.run_folder, self.progress.step, tensorboard=section.tensorboard) if self.world.is_main else None
         )
         meter = RunMeter(self.config, self.world, self.flops_per_token(), self.steps.packing.epoch_size)
+        meter.warn(f"changed: {', '.join(self.changes)}" if self.changes else "")
         while self.progress.step < section.steps:
             began = time.perf_counter()
             step = next(stream)
@@ -200,8 +212,10 @@ class Trainer:
                     loss, parts = self._loss(batch, max(masked, 1), max(profiled, 1))
                     (loss * self.world.size).backward()  # type: ignore[no-untyped-call]  # gradients are averaged
                 losses.append(parts)
-            norm = clip(self.module, self.config.train.clip)
-        means = self.world.sum(*torch.stack(losses).sum(dim=0).tolist())
+            norm_on_device = clip(self.module, self.config.train.clip)
+            # The one place of a step where the host waits for the device.
+            *sums, norm = torch.cat((torch.stack(losses).sum(dim=0), norm_on_device.view(1))).tolist()
+        means = self.world.sum(*sums)
         if not (all(map(math.isfinite, means)) and math.isfinite(norm)):
             self._give_up(step)
         for optimizer in self.optimizers:
@@ -265,6 +279,17 @@ class Trainer:
             shape=shape if self.config.parallel.compile else None,
             background=background,
         )
+
+
+@contextmanager
+def own(run: Path, world: World) -> Iterator[None]:
+    """Be the only run that works in a folder. Raises OutputError, before anything is touched, when another one does."""
+    with ExitStack() as held:
+        if world.is_main:
+            with written(run):
+                run.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(run, what="run"))
+        yield
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from protembed.checkpoints import native as checkpoint
-from protembed.errors import TrainingError
+from protembed.errors import TrainingError, UsageError
 from protembed.models.config import ModelCard
 from protembed.models.protein_model import ProteinModel
 from protembed.sequences.alphabet import Alphabet
@@ -107,8 +107,12 @@ def require_schedule(newest: Path, section: TrainSection, done: int) -> None:
     """
     if not section.decay_steps:
         return
-    saved = {name: value for name, value in read_config(newest)["train"].items() if hasattr(section, name)}
-    before = replace(section, **{**saved, "betas": tuple(saved["betas"])})
+    names = ("learning_rate", "final_learning_rate", "warmup_steps", "decay", "decay_share", "decay_steps", "steps")
+    saved = read_config(newest).get("train", {})
+    try:
+        before = replace(section, **{name: saved[name] for name in names if name in saved})
+    except (TypeError, UsageError) as error:
+        raise TrainingError(f"{newest}/progress.json: [train] makes no sense", hint=f"Delete {newest}.") from error
     if all(math.isclose(learning_rate(step, before), learning_rate(step, section)) for step in range(done)):
         return
     raise TrainingError(
