@@ -562,6 +562,16 @@ def test_perplexity_of_a_model_that_knows_nothing_is_the_vocabulary(config_file:
     assert sum(item.count for item in found) == standard
 
 
+def test_every_protein_is_scored_on_residues_of_its_own_draw(config_file: Path) -> None:
+    """One seed for all would hide the same places of proteins of one length."""
+    trainer = trainer_of(load_config(config_file))
+    proteins = [PROTEMBED.encode(SEQUENCES["sp|P01308|INS_HUMAN"])] * 5
+    found = list(protein_losses(trainer.module.model, proteins, passes=1))
+    assert len({item.loss for item in found}) == 5
+    again = list(protein_losses(trainer.module.model, proteins, passes=1))
+    assert [item.loss for item in again] == [item.loss for item in found]
+
+
 def test_pretrain_command(run: Run, config_file: Path, tmp_path: Path, fasta: Path) -> None:
     result = run("pretrain", "--config", config_file, "--set", "train.steps=6")
     assert result.returncode == 0, result.stderr
