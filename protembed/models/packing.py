@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from protembed import interrupts
+
+LARGEST_PIECE = 2**32
+"""Products in one call of attention on a CPU, which no signal interrupts: about half a second of one core."""
+
 PLAIN_LENGTH = 1024
 """Up to here the backward of two matrix products takes half the time of torch 2.13's fused bfloat16 kernel for CPUs."""
 
@@ -61,7 +66,24 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (1, H, L, L)
         attended: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
         return attended
-    return scaled_dot_product_attention(q, k, v)
+    queries = _queries_at_once(q)
+    if queries >= q.shape[2] or q.requires_grad or q.is_cuda:
+        return scaled_dot_product_attention(q, k, v)
+    return _attend_in_pieces(q, k, v, queries)
+
+
+def _queries_at_once(q: Tensor) -> int:
+    """Return how many queries of (1, H, L, K) a call may take: a multiple of 512, the block of torch's own kernel."""
+    return max(1, LARGEST_PIECE // (512 * q[0].numel())) * 512
+
+
+def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, queries: int) -> Tensor:
+    """Do the same for so many queries at once, and listen for signals between: (30,000)^2 products take a minute."""
+    pieces = []
+    for piece in torch.split(q, queries, dim=2):
+        interrupts.check()
+        pieces.append(scaled_dot_product_attention(piece, k, v))
+    return torch.cat(pieces, dim=2)
 
 
 class Packed:

@@ -14,6 +14,9 @@ from protembed.models.packing import Layout, Packed
 from protembed.models.pretrained_heads import ContactHead, MaskedLanguageModelHead, Observed, Pooler
 from protembed.sequences.alphabet import STANDARD_RESIDUES
 
+FULL_PRECISION = frozenset({"encoder.frequencies"})
+"""What stays in float32 whatever type the weights are of: positions go into the thousands, and angles with them."""
+
 _FROM_LAST = ("logits", "profile", "pooled")  # outputs that exist for the last layer alone
 
 

@@ -1,8 +1,9 @@
 """A model as an ONNX graph, built from its card: the counterpart of encoder.py and pretrained_heads.py without torch.
 
 Hidden states are flat, (T, D), outside of attention: a product of two matrices is what every runtime is best at.
-Nothing is padded and nothing masked. `fused` and `plain` graphs take N proteins of one length a call, tokens (N, L);
-`packed` ones take any proteins end to end, tokens (T,), as CUDA's PackedMultiHeadAttention does.
+`fused` and `plain` graphs take N proteins a call, tokens (N, L), shorter ones padded behind their end: no real position
+sees padding. `packed` ones take any proteins end to end, tokens (T,), as CUDA's PackedMultiHeadAttention does, and no
+padding. protembed itself pads nothing, and runs graphs without their masks: see OnnxFile.cut.
 
 Legend: T tokens, N proteins, L tokens a protein, D d_model, H heads, K head dim, F d_ff, V vocabulary.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from protembed.backends.onnx.attention import AttentionKind, make_layout
+from protembed.backends.onnx.attention import AttentionKind, make_layout, padding_id
 from protembed.backends.onnx.builder import Drawing, Graph, Value, Weights
 from protembed.models.config import MlmHeadConfig, ModelCard
 from protembed.sequences.alphabet import STANDARD_RESIDUES
@@ -35,7 +36,7 @@ def build_graph(
 class _Model:
     def __init__(self, card: ModelCard, drawing: Drawing, attention: AttentionKind) -> None:
         self._card, self._config, self._drawing = card, card.encoder, drawing
-        self._layout = make_layout(card.encoder, drawing, attention)
+        self._layout = make_layout(card.encoder, drawing, attention, padding_id(card.alphabet))
 
     def draw(self) -> None:
         config = self._config
@@ -80,6 +81,7 @@ class _Model:
             x = drawing.add("Add", x, drawing.add("Gather", table, self._layout.positions))
         x = drawing.add("Reshape", x, drawing.whole(-1, config.d_model))  # (T, D)
         x = self._norm(x, "encoder.embed_norm") if config.embed_norm else x
+        x = self._layout.clear(x)
         if config.stem:
             x = drawing.add("Add", x, self._layout.convolve(x, "encoder.stem.weight", config.stem))
         return x

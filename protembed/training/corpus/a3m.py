@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import InputError
-from protembed.sequences.records import open_text
+from protembed.sequences.files import open_text
 from protembed.training.corpus.counts import WIDTH
 from protembed.training.corpus.directory import Directory
 from protembed.training.corpus.parts import digest
