@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import zlib
 from collections import deque
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import OutputError, TrainingError, UsageError
-from protembed.outputs.files import lock
+from protembed.outputs.files import atomic, lock
 from protembed.sequences.alphabet import STANDARD_RESIDUES, Alphabet
 from protembed.training.corpus.arrays import sum_of
 from protembed.training.corpus.counts import HomologPart
@@ -276,10 +275,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _save(path: Path, values: npt.NDArray[Any]) -> int:
     """Write an array beside its place and move it there: whoever has the old one mapped keeps it. Return its CRC-32."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with atomic(path) as new, new.open("wb") as file:
         np.save(file, values)
-    os.replace(temporary, path)
     return zlib.crc32(values.tobytes())
 
 
@@ -310,9 +307,8 @@ def _load(path: Path, dtype: npt.DTypeLike, count: int, wanted: int) -> npt.NDAr
 
 
 def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    temporary = folder / "index.json.tmp"
-    temporary.write_text(json.dumps({**index, "sum": sum_of(index)}, indent=1))
-    os.replace(temporary, folder / "index.json")
+    with atomic(folder / "index.json") as new:
+        new.write_text(json.dumps({**index, "sum": sum_of(index)}, indent=1))
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
