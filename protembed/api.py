@@ -68,7 +68,7 @@ class Model:
     """A model that is ready to run; made by `load`."""
 
     residues = STANDARD_RESIDUES
-    """The columns of `logits`."""
+    """The columns of `logits` and `profile`."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -126,6 +126,18 @@ class Model:
             encoded.append(tokens)
         wanted = [("logits", self.card.encoder.n_layers)]
         return [scores for (scores,) in self._run(encoded, wanted, self._backend.budget())]
+
+    def profile(self, source: Source) -> list[Array]:
+        """Return for every residue how likely each standard residue is among the homologs there; (L, 20), float32.
+
+        A position-specific scoring matrix from one sequence, as probabilities: rows add up to 1, columns are in the
+        order of `Model.residues`. Raises ModelError for a model that was not trained to predict profiles, InputError
+        for a protein over the model's limit.
+        """
+        self.card.require_profile()
+        encoded = [self._encode(record) for record in read_source(source)]
+        wanted = [("profile", self.card.encoder.n_layers)]
+        return [rows for (rows,) in self._run(encoded, wanted, self._backend.budget())]
 
     def hidden_states(self, source: Source) -> list[Array]:
         """Return the hidden states of all layers, computed in one pass; (n_layers + 1, L, D) a protein.

@@ -3,8 +3,9 @@
 For each task (configs/tasks/*.toml say on which splits): the head, its one-hot twin, trained in the same way on the
 residues alone, and two baselines that need no training to speak of. Residues: the most frequent class; the most
 frequent class, or the mean value, of the amino acid. Proteins: the most frequent class; a regression on amino-acid
-composition and length. Contacts: the pairs that are nearest in the chain. Intervals of 95 % are of a bootstrap over
-proteins, 1,000 draws, seed 0. DATA holds a folder a task, named as in the configurations.
+composition and length. Contacts: the pairs that are nearest in the chain. Test proteins whose sequence is in the
+training data, too, are left out. Intervals of 95 % are of a bootstrap over proteins, 1,000 draws, seed 0.
+DATA holds a folder a task, named as in the configurations.
 
     python benchmarks/accuracy/accuracy.py --data data --json accuracy.json > accuracy.md
     python benchmarks/accuracy/accuracy.py --data data --tasks ss3 stability --heads runs/heads --twins runs/twins
@@ -33,8 +34,9 @@ from protembed.sequences.alphabet import STANDARD_RESIDUES
 from protembed.tasks import TASKS, Task
 from protembed.tasks.labels.dataset import DataSet
 from protembed.tasks.labels.encoding import Labelled
-from protembed.tasks.metrics import bootstrap_interval
+from protembed.tasks.metrics import bootstrap_interval, same_proteins
 from protembed.training.finetune.config import TaskConfig, load_task_config
+from protembed.training.finetune.splits import unseen
 
 Array = npt.NDArray[Any]
 CONFIGS = Path(__file__).parents[2] / "configs" / "tasks"
@@ -122,10 +124,14 @@ def decide(task: Task, shares: Array) -> Array:
     return shares > 0.5 if task.kind == "residue_flags" else shares
 
 
-def baselines(task: Task, config: TaskConfig, folder: Path) -> Iterator[tuple[str, Predictor]]:
-    """Yield the baselines of a task by name."""
+def training_set(task: Task, config: TaskConfig, folder: Path) -> DataSet:
+    """Read the proteins that a head and its baselines are trained on."""
     parts = [task.read(folder, split=name, unnamed=name == "train") for name in config.data.train]
-    train = DataSet(proteins=[p for data in parts for p in data.proteins], labels=parts[0].labels, left_out={})
+    return DataSet(proteins=[p for data in parts for p in data.proteins], labels=parts[0].labels, left_out={})
+
+
+def baselines(task: Task, train: DataSet) -> Iterator[tuple[str, Predictor]]:
+    """Yield the baselines of a task by name."""
     if task.kind in ("residue_classes", "sequence_class"):
         yield "majority class", by_majority(task, train)
     if task.kind.startswith("residue"):
@@ -138,7 +144,8 @@ def score(task: Task, proteins: Sequence[Labelled], predictor: Predictor) -> tup
     """Return how many rows count, and the metrics of a baseline with their intervals."""
     targets = [np.atleast_1d(protein.target[protein.counts]) for protein in proteins]
     predicted = np.concatenate([np.asarray(predictor(p))[np.atleast_1d(p.counts)] for p in proteins])
-    target, owners = np.concatenate(targets), np.repeat(np.arange(len(targets)), [len(rows) for rows in targets])
+    target, same = np.concatenate(targets), same_proteins([protein.record.sequence for protein in proteins])
+    owners = np.repeat(same, [len(rows) for rows in targets])
     scores = []
     for name, metric in task.metrics.items():
         low, high = bootstrap_interval(
@@ -159,10 +166,13 @@ def nearest_in_chain(proteins: Sequence[Labelled]) -> tuple[int, list[Score]]:
     return figures.pairs, figures.scores(draws=DRAWS, seed=0)
 
 
-def head_lines(task: str, split: str, way: str, folder: Path, head: Path, options: ModelOptions) -> Line:
-    """Measure a head on a split."""
+def head_lines(
+    task: str, split: str, way: str, folder: Path, head: Path, options: ModelOptions, *, trained: frozenset[str]
+) -> Line:
+    """Measure a head on the proteins of a split that are not in the training data."""
     evaluation = Evaluation(
-        open_backend(options), EvaluateOptions(task=task, data=folder, head=str(head), split=split, draws=DRAWS)
+        open_backend(options),
+        EvaluateOptions(task=task, data=folder, head=str(head), split=split, draws=DRAWS, trained=trained),
     )
     for _ in evaluation.run():
         pass
@@ -173,19 +183,18 @@ def head_lines(task: str, split: str, way: str, folder: Path, head: Path, option
 def measure(task: Task, folder: Path, heads: Sequence[tuple[str, Path, ModelOptions]]) -> Iterator[Line]:
     """Measure baselines and heads on all test splits of a task."""
     config = load_task_config(CONFIGS / f"{task.name}.toml")
-    simple = [] if task.kind == "contacts" else list(baselines(task, config, folder))
-    labels = task.coding.labels
-    if not labels and task.kind == "sequence_class":
-        labels = task.read(folder, split=config.data.train[0]).labels
+    train = training_set(task, config, folder)
+    trained = frozenset(protein.record.sequence for protein in train.proteins)
+    simple = [] if task.kind == "contacts" else list(baselines(task, train))
     for split in config.data.test:
-        proteins = task.read(folder, split=split, labels=labels).proteins
+        proteins = unseen(task.read(folder, split=split, labels=train.labels).proteins, train.proteins)
         plain = [(way, score(task, proteins, predictor)) for way, predictor in simple]
         if task.kind == "contacts":
             plain = [("nearest in the chain", nearest_in_chain(proteins))]
         for way, (counted, scores) in plain:
             yield Line(task=task.name, split=split, way=way, proteins=len(proteins), counted=counted, scores=scores)
         for way, path, options in heads:
-            yield head_lines(task.name, split, way, folder, path, options)
+            yield head_lines(task.name, split, way, folder, path, options, trained=trained)
 
 
 def find_heads(

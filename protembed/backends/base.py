@@ -12,23 +12,28 @@ from protembed.models.head_config import HeadCard
 from protembed.sequences.batching import TokenBatch
 
 Output = tuple[str, int]
-"""A kind (residues, mean, max, cls, logits) and a layer, counted from 0 (embedding) to n_layers."""
+"""A kind (residues, mean, max, cls, logits, profile, pooled) and a layer, counted from 0 (embedding) to n_layers."""
 
 Outputs = Mapping[Output, npt.NDArray[np.floating[Any]]]
-"""Residues and logits are (T, ...) with special tokens in, pooled ones (N, D)."""
+"""Residues, logits and profiles are (T, ...) with special tokens in, pooled ones (N, D)."""
 
 
 class Backend(Protocol):
     """Runs one model on token batches. Nothing above this line knows the runtime.
 
-    Raises OutOfMemoryError when a batch does not fit; the caller may split it and go on.
+    Raises OutOfMemoryError when a batch does not fit; the caller may split it and run the parts. The error refers to
+    nothing of the batch, so that its memory is free by then. A signal ends a computation within a second or two.
     """
 
     card: ModelCard
 
     @property
     def description(self) -> str:
-        """Runtime, device and arithmetic, for people: `torch, cpu, float32`."""
+        """Runtime, device and arithmetic, for people: `torch, cuda:1, bfloat16`."""
+
+    @property
+    def computed_with(self) -> str:
+        """What results depend on, whichever device of a kind computes them: `torch, cuda, bfloat16`."""
 
     def budget(self) -> int:
         """How many tokens a batch should hold on this device."""

@@ -49,7 +49,7 @@ def list_models() -> tuple[list[str], list[list[str]]]:
 def describe_model(name: str) -> list[list[str]]:
     """Return what there is to say of one model, by its name or path, as pairs. Raises ModelError."""
     path = bundled_models().get(name, Path(name))
-    if path.exists():
+    if name.strip() and (path.is_file() or path.is_dir()):
         details = _describe_file(path)
     elif (known := find_known(name)) is not None:
         details = _describe_known(known)

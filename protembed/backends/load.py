@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from protembed.backends.base import Backend, Predictor
 from protembed.backends.onnx.cache import find_exported
+from protembed.backends.onnx.file import OnnxFile
 from protembed.checkpoints.find import find_model
 from protembed.checkpoints.registry import show_terms
 from protembed.errors import ModelError, OutputError, UsageError, require_whole
 from protembed.models.config import DEFAULT_MODEL, ModelCard
+from protembed.outputs.files import write_errors
 
 if TYPE_CHECKING:
     from protembed.models.protein_model import ProteinModel
@@ -52,10 +54,10 @@ def open_model(options: ModelOptions) -> "ProteinModel":
     from protembed.checkpoints import foreign as convert
     from protembed.checkpoints import native as checkpoint
 
-    path = find_model(options.model, offline=options.offline)
+    path = find_source(options)
     if path.suffix == ONNX:
         raise ModelError(
-            f"{path}: an ONNX file runs under --backend onnx, and cannot be loaded into torch",
+            f"{path}: an ONNX file runs in onnxruntime, and cannot be loaded into torch",
             hint="Give the checkpoint that it was exported from.",
         )
     if options.threads is not None:
@@ -63,7 +65,7 @@ def open_model(options: ModelOptions) -> "ProteinModel":
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     if checkpoint.is_native(path):
-        if not _says_everything(options):
+        if not says_everything(options):
             raise UsageError(
                 f"{path}: a native checkpoint says everything itself; it takes no variant, version or heads"
             )
@@ -91,16 +93,17 @@ def open_backend(options: ModelOptions) -> Backend:
         raise UsageError(f"unknown backend {options.backend!r}", hint="Known: auto, torch, onnx.")
     if options.backend == "torch":
         return _open_torch(options)
-    path = find_model(options.model, offline=options.offline)
+    path = find_source(options)
     if path.suffix == ONNX:
         return _open_onnx(path, options)
-    exported = find_exported(path) if _says_everything(options) else None
+    wanted = options.backend == "onnx" or _is_light(options)
+    exported = find_exported(path) if wanted and says_everything(options) else None
     if options.backend == "onnx" and exported is None:
         raise ModelError(
             f"there is no ONNX file of {options.model}",
             hint=f"Once: protembed export {options.model}. Or give the path of one: -m FILE.onnx",
         )
-    if exported is not None and (options.backend == "onnx" or _is_light(options)):
+    if exported is not None:
         return _open_onnx(exported, options, other=partial(_open_torch, options))
     return _open_torch(options)
 
@@ -111,12 +114,25 @@ def _open_torch(options: ModelOptions) -> Predictor:
     return TorchBackend(open_model(options))
 
 
-def _open_onnx(path: Path, options: ModelOptions, *, other: Callable[[], Predictor] | None = None) -> Backend:
+def find_source(options: ModelOptions) -> Path:
+    """Find the file or folder of a model. Raises ModelError for what can be neither."""
+    if not options.model.strip():
+        raise UsageError("no model is named", hint="`protembed models` lists the names; or give a path.")
+    path = find_model(options.model, offline=options.offline)
+    if not (path.is_file() or path.is_dir()):
+        raise ModelError(f"{path}: is neither a file nor a folder", hint="A model is read more than once: no pipe.")
+    return path
+
+
+def _open_onnx(
+    file: Path | OnnxFile, options: ModelOptions, *, other: Callable[[], Predictor] | None = None
+) -> Backend:
     from protembed.backends.onnx.backend import OnnxBackend
 
-    if not _says_everything(options):
+    path = file if isinstance(file, Path) else file.path
+    if not says_everything(options):
         raise UsageError(f"{path}: an ONNX file says everything itself; it takes no variant, version or heads")
-    backend = OnnxBackend(path, device=options.device, threads=options.threads, other=other)
+    backend = OnnxBackend(file, device=options.device, threads=options.threads, other=other)
     if options.dtype not in ("auto", backend.arithmetic):
         raise UsageError(
             f"{path} computes in {backend.arithmetic}, not in {options.dtype}",
@@ -126,7 +142,7 @@ def _open_onnx(path: Path, options: ModelOptions, *, other: Callable[[], Predict
     return backend
 
 
-def _says_everything(options: ModelOptions) -> bool:
+def says_everything(options: ModelOptions) -> bool:
     """Tell whether nothing is told that a file does not say itself."""
     return (options.variant, options.checkpoint_version, options.n_heads) == (None, None, None)
 
@@ -157,4 +173,5 @@ def convert_model(options: ModelOptions, out: Path, *, overwrite: bool) -> Model
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists", hint="--overwrite replaces it.")
     model = open_model(options)
-    return checkpoint.save(model, out, dtype=model.encoder.embedding.weight.dtype)
+    with write_errors(out):
+        return checkpoint.save(model, out, dtype=model.encoder.embedding.weight.dtype)

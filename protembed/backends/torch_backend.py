@@ -1,8 +1,10 @@
 """The torch runtime: a ProteinModel on a CPU or a CUDA device."""
 
+import contextlib
+import functools
 import time
-from collections.abc import Callable, Collection, Mapping
-from functools import wraps
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor
 
 from protembed.backends.base import Output, Outputs
-from protembed.checkpoints.foreign.tape_heads import load_tape_head
+from protembed.checkpoints.foreign.heads import load_foreign_head
+from protembed.checkpoints.head_arrays import is_own
 from protembed.checkpoints.head_files import load_head
 from protembed.errors import OutOfMemoryError, UsageError
 from protembed.models.head_config import HeadCard
@@ -25,14 +28,59 @@ from protembed.sequences.batching import TokenBatch
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_SHORT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-"""What plain RuntimeErrors of torch's CPU allocator, of CUDA and of cuBLAS or cuDNN say when memory is short."""
-
 CPU_TOKENS = 1024
 """On a CPU larger batches are no faster and take more memory."""
 
 CUDA_TOKENS = 65_536
 """On a GPU larger batches are no faster."""
+
+_SHORT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "out of memory", "not enough memory", "ALLOC_FAILED")
+"""What torch and its libraries say, beside raising torch.OutOfMemoryError: most of them have no exception class."""
+
+
+def _computation(compute: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run without gradients and in full precision; turn a shortage of memory into OutOfMemoryError.
+
+    The error is raised after the `except` block and without a cause: the traceback of torch's own error would keep
+    every activation of the failed batch alive while the caller runs its halves.
+    """
+
+    @functools.wraps(compute)
+    def computed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            with torch.inference_mode(), _full_precision():
+                return compute(*args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_short_of_memory(error):
+                raise
+            reason = str(error)
+            _let_go(error)
+        torch.cuda.empty_cache()
+        raise OutOfMemoryError(reason)
+
+    return computed
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error) for words in _SHORT_OF_MEMORY)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop the local variables of all frames that an error and those behind it refer to."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep convolutions of float32 heads in float32 on a GPU: cuDNN's default is TF32, which has 10 bits."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def choose_device(name: str) -> torch.device:
@@ -65,27 +113,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return known[name]
 
 
-def _report_memory(compute: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Turn the ways in which torch says that memory is short into OutOfMemoryError.
-
-    It is raised when the block that caught torch's error is over: that error's traceback holds all that was computed
-    until then, and neither the cache can be emptied nor a smaller batch fit while it is there.
-    """
-
-    @wraps(compute)
-    def computed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        try:
-            return compute(*args, **kwargs)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            reason = str(error)
-            if not (isinstance(error, torch.OutOfMemoryError) or any(words in reason for words in _SHORT_OF_MEMORY)):
-                raise
-        torch.cuda.empty_cache()
-        raise OutOfMemoryError(reason)
-
-    return computed
-
-
 class TorchBackend:
     """Runs a ProteinModel; see backend.Backend."""
 
@@ -100,7 +127,15 @@ class TorchBackend:
 
     @property
     def description(self) -> str:
-        return f"torch, {self._device}, {str(self._dtype).removeprefix('torch.')}"
+        return f"torch, {self._device}, {self._arithmetic}"
+
+    @property
+    def computed_with(self) -> str:
+        return f"torch, {self._device.type}, {self._arithmetic}"
+
+    @property
+    def _arithmetic(self) -> str:
+        return str(self._dtype).removeprefix("torch.")
 
     def budget(self) -> int:
         if self._device.type != "cuda":
@@ -120,36 +155,32 @@ class TorchBackend:
         efficiency = 0.5  # of a whole model against its matrix products alone, seen on CPUs
         return efficiency * 2 * rows * config.d_model * config.d_ff / (time.perf_counter() - began)
 
-    @_report_memory
-    @torch.inference_mode()
+    @_computation
     def run(self, batch: TokenBatch, wanted: Collection[Output]) -> Outputs:
         outputs = self._model.outputs(self._move(batch.tokens), Packed(batch.lengths, self._device), wanted)
         return {name: _to_numpy(values) for name, values in outputs.items()}
 
-    @_report_memory
-    @torch.inference_mode()
+    @_computation
     def contacts(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return _to_numpy(self._model.contacts(self._move(tokens)))
 
-    @_report_memory
-    @torch.inference_mode()
+    @_computation
     def attentions(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return _to_numpy(self._model.attentions(self._move(tokens)))
 
     def attach(self, path: Path) -> HeadCard:
         if path not in self._cards:
-            if path.suffix == ".safetensors":
+            if is_own(path):
                 head, card = load_head(path, device=self._device)
             else:
-                head, card = load_tape_head(path, self.card, device=self._device)
+                head, card = load_foreign_head(path, self.card, device=self._device)
             card.require_encoder(self.card)
             if card.task in self._heads:
                 raise UsageError(f"{path}: there is another head for {card.task}", hint="One head a task in one run.")
             self._heads[card.task], self._cards[path] = head, card
         return self._cards[path]
 
-    @_report_memory
-    @torch.inference_mode()
+    @_computation
     def predict(self, batch: TokenBatch, tasks: Collection[str]) -> Mapping[str, list[npt.NDArray[np.float32]]]:
         heads = {task: self._heads[task] for task in tasks}
         outputs = run_heads(self._model, heads, self._move(batch.tokens), Packed(batch.lengths, self._device))

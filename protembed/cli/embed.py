@@ -8,17 +8,22 @@ import typer
 from protembed.cli.app import app
 from protembed.cli.console import Console, print_table
 from protembed.cli.options import (
+    Backend,
     CheckpointVersion,
     Device,
     Dtype,
+    Duplicates,
     Empty,
     Expect,
     Heads,
     Inputs,
+    Key,
     ModelName,
     Offline,
     Overwrite,
     Quiet,
+    Resume,
+    ShardOf,
     Threads,
     Unknown,
     Variant,
@@ -43,7 +48,7 @@ def embed(
         Literal["float32", "float16"] | None, typer.Option(help="What is written (residues: float16).")
     ] = None,
     device: Device = "auto",
-    backend: Annotated[Literal["auto", "torch", "onnx"], typer.Option(help="Runtime.")] = "auto",
+    backend: Backend = "auto",
     threads: Threads = None,
     max_tokens: Annotated[str, typer.Option(help="Token budget of a batch, or auto.")] = "auto",
     long: Annotated[
@@ -53,10 +58,10 @@ def embed(
     unknown: Unknown = "x",
     expect: Expect = "warn",
     empty: Empty = "error",
-    duplicates: Annotated[Literal["error", "suffix", "first"], typer.Option(help="Two records with one id.")] = "error",
-    key: Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the HDF5 file.")] = "id",
-    shard: Annotated[str, typer.Option(help="Do part I of N (I/N), or this array task's (slurm/N).")] = "1/1",
-    resume: Annotated[bool, typer.Option(help="Go on with an output that is not complete.")] = False,
+    duplicates: Duplicates = "error",
+    key: Key = "id",
+    shard: ShardOf = "1/1",
+    resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; compute nothing.")] = False,
     offline: Offline = False,
@@ -68,14 +73,12 @@ def embed(
     """Turn FASTA into embeddings, written to HDF5."""
     from protembed.backends.load import ModelOptions, open_backend
     from protembed.inference.embed import EmbedOptions
-    from protembed.inference.run import EmbedJob, JobOptions, parse_budget
-    from protembed.outputs.target import Target
+    from protembed.inference.embed_run import EmbedOutput, embed_run
+    from protembed.inference.run import RunOptions, parse_budget
     from protembed.sequences.shard import parse_shard
     from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
-    part, budget = parse_shard(shard, out or residues), parse_budget(max_tokens)
-    target = Target.of(out, residues, part)
     loading = ModelOptions(
         model=model,
         device=device,
@@ -89,24 +92,24 @@ def embed(
         pool=pool if out else None,
         residues=residues is not None,
         layer=layer,
-        max_tokens=budget,
+        max_tokens=parse_budget(max_tokens),
         long=long,
         max_length=max_length,
     )
-    job = JobOptions(
-        target=target,
+    output = EmbedOutput(proteins=out, residues=residues, store_dtype=store_dtype)
+    running = RunOptions(
         unknown=unknown,
         expect=expect,
         empty=empty,
         duplicates=duplicates,
         key=key,
-        store_dtype=store_dtype,
-        shard=part,
+        shard=parse_shard(shard, out or residues),
         resume=resume,
         overwrite=overwrite,
+        reads=(model,),
     )
-    with input_files(inputs, beside=target.main.parent) as paths:
-        run = EmbedJob(paths, open_backend(loading), options, job)
+    with input_files(inputs, beside=(out or residues or Path()).parent) as paths:
+        run = embed_run(paths, open_backend(loading), options, output, running)
         if dry_run:
             print_table("dry run", ["what", "value"], run.plan())
             return
@@ -123,11 +126,17 @@ def contacts(
     store_dtype: Annotated[Literal["float32", "float16"], typer.Option(help="What is written.")] = "float16",
     device: Device = "auto",
     threads: Threads = None,
+    long: Annotated[
+        Literal["skip", "error"], typer.Option(help="What happens past the model's limit: a map needs all at once.")
+    ] = "skip",
+    max_length: Annotated[int | None, typer.Option(help="Set or lower that limit (residues).")] = None,
     unknown: Unknown = "x",
     expect: Expect = "warn",
     empty: Empty = "error",
-    key: Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the HDF5 file.")] = "id",
-    resume: Annotated[bool, typer.Option(help="Go on with an output that is not complete.")] = False,
+    duplicates: Duplicates = "error",
+    key: Key = "id",
+    shard: ShardOf = "1/1",
+    resume: Resume = False,
     overwrite: Overwrite = False,
     offline: Offline = False,
     n_heads: Heads = None,
@@ -135,24 +144,26 @@ def contacts(
 ) -> None:
     """Turn FASTA into probabilities of contact between residues; the model must have a contact regression (ESM-2)."""
     from protembed.backends.load import ModelOptions, open_backend
-    from protembed.inference.contacts import ContactJob, ContactOptions
+    from protembed.inference.contacts import ContactOptions, contact_run
+    from protembed.inference.run import RunOptions
+    from protembed.sequences.shard import parse_shard
     from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
     loading = ModelOptions(
         model=model, device=device, dtype=dtype, backend="torch", threads=threads, offline=offline, n_heads=n_heads
     )
-    options = ContactOptions(
-        out=out,
-        plots=plot,
-        store_dtype=store_dtype,
+    options = ContactOptions(out=out, plots=plot, store_dtype=store_dtype, long=long, max_length=max_length)
+    running = RunOptions(
         unknown=unknown,
         expect=expect,
         empty=empty,
+        duplicates=duplicates,
         key=key,
+        shard=parse_shard(shard, out),
         resume=resume,
         overwrite=overwrite,
+        reads=(model,),
     )
     with input_files(inputs, beside=out.parent) as paths:
-        run = ContactJob(paths, open_backend(loading), options)
-        carry_out(run, console)
+        carry_out(contact_run(paths, open_backend(loading), options, running), console)

@@ -35,7 +35,7 @@ def pretrain(
 
     A second start goes on where the first one stopped, with any number of processes.
     """
-    from protembed.training.launch import find_launch
+    from protembed.training.launch import end_with_launcher, find_launch
     from protembed.training.pretrain.config import load_config
 
     launch = find_launch(os.environ)
@@ -50,11 +50,13 @@ def pretrain(
         raise UsageError("--processes belongs to --dry-run", hint=f"torchrun --nproc-per-node {processes} ...")
     signal.signal(signal.SIGUSR1, signal.default_int_handler)  # as SIGTERM; once training began, both save the run
     from protembed.training.parallel import join
-    from protembed.training.pretrain.pretrain import Trainer
+    from protembed.training.pretrain.pretrain import Trainer, own
 
+    end_with_launcher(launch)
     with join(launch, told.train.device) as world:
         try:
-            _carry_out(Trainer(told, world), Console(quiet=quiet or not world.is_main))
+            with own(Path(told.train.out), world):
+                _carry_out(Trainer(told, world), Console(quiet=quiet or not world.is_main))
         except BaseException as error:
             if world.size == 1:
                 raise

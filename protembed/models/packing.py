@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from protembed import interrupts
+
+LARGEST_PIECE = 2**32
+"""Products in one call of attention on a CPU, which no signal interrupts: about half a second of one core."""
+
 PLAIN_LENGTH = 1024
 """Up to here the backward of two matrix products takes half the time of torch 2.13's fused bfloat16 kernel for CPUs."""
 
@@ -61,7 +66,24 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (1, H, L, L)
         attended: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
         return attended
-    return scaled_dot_product_attention(q, k, v)
+    queries = _queries_at_once(q)
+    if queries >= q.shape[2] or q.requires_grad or q.is_cuda:
+        return scaled_dot_product_attention(q, k, v)
+    return _attend_in_pieces(q, k, v, queries)
+
+
+def _queries_at_once(q: Tensor) -> int:
+    """Return how many queries of (1, H, L, K) a call may take: a multiple of 512, the block of torch's own kernel."""
+    return max(1, LARGEST_PIECE // (512 * q[0].numel())) * 512
+
+
+def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, queries: int) -> Tensor:
+    """Do the same for so many queries at once, and listen for signals between: (30,000)^2 products take a minute."""
+    pieces = []
+    for piece in torch.split(q, queries, dim=2):
+        interrupts.check()
+        pieces.append(scaled_dot_product_attention(piece, k, v))
+    return torch.cat(pieces, dim=2)
 
 
 class Packed:
@@ -81,7 +103,8 @@ class Packed:
         self.longest = longest or max(self.sizes)
         self.lengths = torch.tensor(self.sizes, device=device)  # (N,)
         self.offsets = torch.tensor([0, *itertools.accumulate(self.sizes)], device=device, dtype=torch.int32)
-        starts = self.offsets[:-1].repeat_interleave(self.lengths)
+        # The size is told: a GPU would be waited for to learn it.
+        starts = self.offsets[:-1].repeat_interleave(self.lengths, output_size=sum(self.sizes))
         self.positions = torch.arange(len(starts), device=device) - starts  # (T,)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -111,7 +134,7 @@ class Packed:
 
         Returns the rows, and the places (T,) of the tokens in them: a neighbour there is of the same sequence, or zero.
         """
-        number = torch.arange(len(self.sizes), device=x.device).repeat_interleave(self.lengths)
+        number = torch.arange(len(self.sizes), device=x.device).repeat_interleave(self.lengths, output_size=len(x))
         places = torch.arange(len(x), device=x.device) + gap * (number + 1)
         rows = x.new_zeros(len(x) + gap * (len(self.sizes) + 1), x.shape[1])
         return rows.index_copy(0, places, x), places

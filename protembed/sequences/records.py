@@ -43,7 +43,7 @@ class Record:
     """One protein: an id (the first word of its header), upper-case residues, the whole header.
 
     `place` names the file and line it came from; `gaps` counts the `-` and `.` that were removed, `stops` the `*`
-    inside the sequence that became X.
+    inside the sequence that became X. `key` is its name in the outputs of a run, which tells it from all others.
 
     >>> Record("P12345", "MKTAYIAKQR").id
     'P12345'
@@ -55,6 +55,7 @@ class Record:
     place: str = ""
     gaps: int = 0
     stops: int = 0
+    key: str = ""
 
     def __str__(self) -> str:
         return f"{self.place}: record '{self.id}'" if self.place else f"record '{self.id}'"

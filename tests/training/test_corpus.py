@@ -1,6 +1,5 @@
 """From files of proteins to a corpus: nothing lost, nothing twice, the same result however it came about."""
 
-import fcntl
 import gzip
 import json
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from protembed.errors import InputError, OutputError, TrainingError, UsageError
+from protembed.outputs.files import lock
 from protembed.sequences.alphabet import PROTEMBED
 from protembed.training.corpus import parts
 from protembed.training.corpus.corpus import Corpus, CorpusJob, open_corpus, prepare_corpus
@@ -186,7 +186,7 @@ class TestAgain:
             open_corpus(tmp_path / "corpus", PROTEMBED)
         wait_for(lambda: is_free(tmp_path / "corpus"))
         made = {path: path.stat().st_mtime_ns for path in folder.glob("*.part/*")}
-        assert len(made) == 10
+        assert len(made) == 22
         prepare_corpus(sources, tmp_path / "corpus", PROTEMBED)
         assert all(path.stat().st_mtime_ns == before for path, before in made.items())
         assert files(tmp_path / "corpus") == files(tmp_path / "undisturbed")
@@ -278,12 +278,11 @@ def wait_for(condition: object, seconds: float = 60) -> None:
 
 
 def is_free(folder: Path) -> bool:
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+    try:
+        with lock(folder):
+            return True
+    except OutputError:
+        return False
 
 
 def test_workers_end_with_a_killed_parent(sources: list[str], tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_accumulation_equals_a_large_batch(config_file: Path) -> None:
     whole.backward()  # type: ignore[no-untyped-call]
     expected = torch.nn.utils.get_total_norm([p.grad for p in trainer.module.parameters() if p.grad is not None])
     trainer.module.zero_grad()
-    loss, norm, _ = trainer._update(step, 0.0, False)
+    (loss, _), norm, _ = trainer._update(step, 0.0, False)
     assert loss == pytest.approx(whole.item(), abs=1e-5)
     assert norm == pytest.approx(expected.item(), abs=1e-5)
 

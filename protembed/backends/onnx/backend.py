@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protembed.backends.base import Output, Outputs, Predictor
+from protembed.backends.base import Output, Predictor
 from protembed.backends.onnx.file import OnnxFile
 from protembed.backends.onnx.heads import can_draw, draw_head, output_name
 from protembed.backends.onnx.session import Session
-from protembed.checkpoints.head_arrays import read_head
+from protembed.checkpoints.head_arrays import is_own, read_head
 from protembed.errors import ModelError, UsageError
 from protembed.models.cost import estimate
 from protembed.models.head_config import HeadCard
@@ -32,21 +32,24 @@ CUDA_TOKENS = 65_536
 class OnnxBackend:
     """Runs an exported model; see backend.Backend.
 
-    `other` makes the backend that computes what no graph holds: ESM's contacts, attention maps, and the heads of TAPE's
-    and ProteinLM's files.
+    `file` is a path, or a file that was opened and verified. `other` makes the backend that computes what no graph
+    holds: ESM's contacts, attention maps, and the heads of TAPE's and ProteinLM's files.
     Raises ModelError, UsageError for a device that is not there, DependencyError without onnxruntime.
     """
 
     def __init__(
         self,
-        path: Path,
+        file: Path | OnnxFile,
         *,
         device: str = "auto",
         threads: int | None = None,
         other: Callable[[], Predictor] | None = None,
     ) -> None:
-        self._file = OnnxFile(path)
-        self._file.verify()
+        if isinstance(file, Path):
+            self._file = OnnxFile(file)
+            self._file.verify()
+        else:
+            self._file = file
         self.card = self._file.header.card
         self._session = Session(self._file, device=device, threads=threads)
         self._make_other = other
@@ -67,6 +70,16 @@ class OnnxBackend:
         rounded = f" on {stored} weights" if stored != self.arithmetic else ""
         return f"onnx, {self._session.device}, {self.arithmetic}{rounded}"
 
+    @property
+    def computed_with(self) -> str:
+        return self.description.replace(self._session.device, self._session.device.partition(":")[0])
+
+    @property
+    def alone(self) -> bool:
+        """Whether a protein has no others beside it that could be padded: in 8 bits, and end to end."""
+        header = self._file.header
+        return header.weights == "int8" or header.attention == "packed"
+
     def budget(self) -> int:
         return CPU_TOKENS if self._session.device == "cpu" else CUDA_TOKENS
 
@@ -82,7 +95,7 @@ class OnnxBackend:
         needs = estimate(replace(config, n_layers=1), sizes, value_bytes=0, datasets=0, budget=length)
         return needs.operations / seconds
 
-    def run(self, batch: TokenBatch, wanted: Collection[Output]) -> Outputs:
+    def run(self, batch: TokenBatch, wanted: Collection[Output]) -> dict[Output, Array]:
         sources = {output: self._source(*output) for output in wanted}
         names = sorted(set(sources.values()))
         packed = self._file.header.attention == "packed"
@@ -104,7 +117,7 @@ class OnnxBackend:
 
     def _attach(self, path: Path) -> HeadCard:
         """Draw a head behind the graph of the file; what has no ONNX form goes to the other backend."""
-        if path.suffix == ".safetensors":
+        if is_own(path):
             card, arrays = read_head(path)
             card.require_encoder(self.card)
             self._require_other_task(path, card)
@@ -122,7 +135,7 @@ class OnnxBackend:
         if any(card.task == head.task for head in (*self._heads.values(), *self.included.values())):
             raise UsageError(f"{path}: there is another head for {card.task}", hint="One head a task in one run.")
 
-    def predict(self, batch: TokenBatch, tasks: Collection[str]) -> Mapping[str, list[npt.NDArray[np.float32]]]:
+    def predict(self, batch: TokenBatch, tasks: Collection[str]) -> dict[str, list[npt.NDArray[np.float32]]]:
         here = {task: output_name(task) for task in tasks if task not in self._elsewhere}
         found = self._predict(batch, here) if here else {}
         if there := [task for task in tasks if task in self._elsewhere]:
@@ -145,14 +158,27 @@ class OnnxBackend:
                 f"{self._file.path}: an ONNX file computes no contacts or attention maps, and no head of this kind",
                 hint="--backend torch with the checkpoint that it was exported from.",
             )
-        return self._make_other()
+        other = self._make_other()
+        if other.card.sha256 != self.card.sha256:
+            raise ModelError(f"{self.card.name}: the checkpoint was changed while it was in use", hint="Start again.")
+        return other
+
+    def run_padded(self, proteins: Sequence[npt.NDArray[np.int64]], names: Sequence[str]) -> list[Array]:
+        """Compute outputs of the graph for one padded batch, as other programs do; protembed itself never pads."""
+        tokens = np.full((len(proteins), max(map(len, proteins))), self.card.alphabet.pad_id)  # (N, L)
+        for row, protein in zip(tokens, proteins, strict=True):
+            row[: len(protein)] = protein
+        return self._session.run(names, {"tokens": tokens}, padded=True)
 
     def _source(self, kind: str, layer: int) -> str:
         """Return the output of the graph that a result is made of."""
         if kind in ("residues", "mean", "max", "cls"):
             return f"hidden.{layer}"
-        if kind not in ("logits", "pooled"):
-            raise ModelError(f"unknown output {kind!r}", hint="Known: residues, mean, max, cls, pooled, logits.")
+        if kind not in ("logits", "profile", "pooled"):
+            known = "residues, mean, max, cls, pooled, logits, profile"
+            raise ModelError(f"unknown output {kind!r}", hint=f"Known: {known}.")
+        if kind == "profile":
+            self.card.require_profile()
         if kind not in self._file.outputs:
             head = "masked-language-model head" if kind == "logits" else "pooler"
             raise ModelError(f"{self.card.name} has no {head}", hint="Known: mean, max, cls.")
@@ -203,7 +229,7 @@ class OnnxBackend:
     def _finish(self, kind: str, values: Array, batch: TokenBatch) -> Array:
         """Make a result of what the graph computed; sums run in float64, as in Packed.pool."""
         alphabet, starts = self.card.alphabet, _starts(batch.lengths)
-        if kind in ("residues", "pooled"):
+        if kind in ("residues", "profile", "pooled"):
             return values
         if kind == "logits":
             return values[:, alphabet.standard_ids]

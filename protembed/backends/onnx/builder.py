@@ -18,6 +18,9 @@ OPSET = 20
 MICROSOFT = "com.microsoft"
 """The domain of onnxruntime's own operators."""
 
+MASK = "mask:"
+"""How the names of values begin that are masked because of padding; see Drawing.masked."""
+
 DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10}
 """Numbers of the types in ONNX files."""
 
@@ -70,13 +73,23 @@ class Drawing:
         self.graph = Graph()
         self.dtype = "float16" if half else "float32"
         self._prefix = prefix
-        self._tensors, self._weights = tensors, weights
+        self.weights: Weights = weights
+        self._tensors = tensors
         self._derived: dict[tuple[str, str], list[str]] = {}
 
     def add(self, operator: str, *inputs: str, domain: str = "", **attributes: Attribute) -> str:
         """Add an operator with one output."""
         written = f"{self._prefix}{operator}.{len(self.graph.nodes)}"
         return self._append(operator, inputs, [written], domain, attributes)[0]
+
+    def masked(self, operator: str, x: str, *rest: str, domain: str = "", **attributes: Attribute) -> str:
+        """Add an operator that keeps padding out of real positions, by the last value that it reads.
+
+        Where nothing is padded it can be left out: an attention takes no mask then, and of the others `x` remains as
+        it is. OnnxFile.cut does so.
+        """
+        written = f"{self._prefix}{MASK}{operator}.{len(self.graph.nodes)}"
+        return self._append(operator, (x, *rest), [written], domain, attributes)[0]
 
     def named(self, name: str, x: str) -> str:
         """Give values a name that another graph can go by."""
@@ -117,7 +130,7 @@ class Drawing:
         key, values = self._part(name, rows)
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
-        if self._weights != "float16" and not np.array_equal(half, values):
+        if self.weights != "float16" and not np.array_equal(half, values):
             return self._store(key, values)
         stored = self._store(key, half)
         return stored if self.dtype == "float16" else self._once("Cast", stored, 1, to=DTYPES[self.dtype])[0]
@@ -132,7 +145,7 @@ class Drawing:
 
         Activations are quantised as they come, with one step for all; weights have a step for every output.
         """
-        if self._weights != "int8":
+        if self.weights != "int8":
             return self.linear(x, name, rows)
         key, weight = self._part(f"{name}.weight", rows)
         steps = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny * _STEPS) / _STEPS  # (out,)

@@ -1,13 +1,16 @@
-"""ONNX files that are at hand: shipped beside a checkpoint, or kept in the user's cache by an earlier export."""
+"""ONNX files that are at hand: shipped beside a checkpoint, or kept in the user's cache by an earlier export.
 
-import hashlib
-import json
+One is taken in place of a checkpoint only if it is bound to the checkpoint's weights by their content (identity.py),
+and only if nobody else can have put it there (trust.py).
+"""
+
 import os
+import warnings
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from protembed.backends.onnx.file import OnnxFile
+from protembed.backends.onnx.identity import NativeFile, digest_of_files, holds_weights_of, sketch_of_files
+from protembed.backends.trust import find_distrust
 from protembed.errors import ModelError
 
 
@@ -18,53 +21,74 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "protembed"
 
 
-def export_place(checkpoint: Path) -> Path:
-    """Return where the ONNX file of a checkpoint is kept, by the digest of its weights.
+def export_place(checkpoint: Path) -> tuple[Path, str]:
+    """Return where the ONNX file of a checkpoint is kept, by the content of the checkpoint, and Header.source."""
+    if (native := _open_native(checkpoint)) is not None:
+        return _exports() / f"{native.card.sha256}.onnx", ""
+    content = digest_of_files(checkpoint)
+    return _exports() / f"{sketch_of_files(checkpoint)}-{content}.onnx", content
 
-    Those of a foreign checkpoint are not known before it is loaded: it goes by its path and its files' size and time.
+
+def find_exported(checkpoint: Path) -> OnnxFile | None:
+    """Return the ONNX file of a checkpoint, verified, the one beside it first; None when there is none of its weights.
+
+    A file that others may have written is left alone, with a warning. Raises ModelError for a native checkpoint that
+    is damaged.
     """
-    return _exports() / f"{_weights_digest(checkpoint) or _files_digest(checkpoint)}.onnx"
+    native = _open_native(checkpoint)
+    if native is None:
+        return _find_foreign(checkpoint)
+    verified = False
+    for place in (checkpoint.with_suffix(".onnx"), _exports() / f"{native.card.sha256}.onnx"):
+        file = _open(place, checkpoint)
+        if file is None or file.header.card != native.card:
+            continue
+        if not verified:
+            native.verify()
+            verified = True
+        if holds_weights_of(file, native):
+            return file
+    return None
 
 
-def find_exported(checkpoint: Path) -> Path | None:
-    """Return the ONNX file of a checkpoint, the one beside it first; None when there is none of just these weights."""
-    digest, beside = _weights_digest(checkpoint), checkpoint.with_suffix(".onnx")
-    if digest and beside.is_file() and _is_plain_export(beside, digest):
-        return beside
-    if not _exports().is_dir():
+def _find_foreign(checkpoint: Path) -> OnnxFile | None:
+    """Look into the cache; the content of a checkpoint is read only if its names and sizes are known there."""
+    known = sorted(_exports().glob(f"{sketch_of_files(checkpoint)}-*.onnx")) if _exports().is_dir() else []
+    files = [file for place in known if (file := _open(place, checkpoint)) is not None]
+    if not files:
         return None
-    place = export_place(checkpoint)
-    return place if place.is_file() and _is_plain_export(place, digest) else None
+    content = digest_of_files(checkpoint)
+    found = next((file for file in files if file.header.source == content), None)
+    if found is not None:
+        found.verify()
+    return found
 
 
 def _exports() -> Path:
     return cache_folder() / "onnx"
 
 
-def _is_plain_export(path: Path, digest: str) -> bool:
-    """Tell whether a file can stand in for a checkpoint: whole, of its weights (an empty digest: any), in float32."""
+def _open(path: Path, checkpoint: Path) -> OnnxFile | None:
+    """Open a file that may stand in for a checkpoint: whole, in float32, for every device, and not another user's."""
     try:
-        header = OnnxFile(path).header
-    except ModelError:
-        return False
-    return header.weights == "float32" and header.attention != "packed" and digest in ("", header.card.sha256)
+        if not path.is_file():
+            return None
+        if distrust := find_distrust(path, owners={checkpoint.stat().st_uid}):
+            warnings.warn(f"{path} is not used: {distrust}. It is if you name it as the model.", stacklevel=1)
+            return None
+        file = OnnxFile(path)
+        if file.header.weights != "float32" or file.header.attention == "packed":
+            return None
+        file.verify_graph()
+    except (ModelError, OSError):
+        return None
+    return file
 
 
-def _weights_digest(checkpoint: Path) -> str:
-    """Return the digest that a native checkpoint's header names; empty for every other file."""
-    if checkpoint.suffix != ".safetensors":
-        return ""
+def _open_native(checkpoint: Path) -> NativeFile | None:
+    if checkpoint.suffix != ".safetensors" or not checkpoint.is_file():
+        return None
     try:
-        with safe_open(checkpoint, framework="np") as file:
-            metadata = file.metadata() or {}
-        return str(json.loads(metadata.get("protembed", "{}")).get("sha256", ""))
-    except (SafetensorError, OSError, ValueError):
-        return ""
-
-
-def _files_digest(checkpoint: Path) -> str:
-    """Digest the path of a checkpoint, and name, size and time of all its files."""
-    path = checkpoint.resolve()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+        return NativeFile(checkpoint)
+    except (ValueError, LookupError, TypeError, OSError, RecursionError, ModelError):
+        return None

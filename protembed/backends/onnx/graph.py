@@ -1,8 +1,9 @@
 """A model as an ONNX graph, built from its card: the counterpart of encoder.py and pretrained_heads.py without torch.
 
 Hidden states are flat, (T, D), outside of attention: a product of two matrices is what every runtime is best at.
-Nothing is padded and nothing masked. `fused` and `plain` graphs take N proteins of one length a call, tokens (N, L);
-`packed` ones take any proteins end to end, tokens (T,), as CUDA's PackedMultiHeadAttention does.
+`fused` and `plain` graphs take N proteins a call, tokens (N, L), shorter ones padded behind their end: no real position
+sees padding. `packed` ones take any proteins end to end, tokens (T,), as CUDA's PackedMultiHeadAttention does, and no
+padding. protembed itself pads nothing, and runs graphs without their masks: see OnnxFile.cut.
 
 Legend: T tokens, N proteins, L tokens a protein, D d_model, H heads, K head dim, F d_ff, V vocabulary.
 """
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from protembed.backends.onnx.attention import AttentionKind, make_layout
+from protembed.backends.onnx.attention import AttentionKind, make_layout, padding_id
 from protembed.backends.onnx.builder import Drawing, Graph, Value, Weights
 from protembed.models.config import MlmHeadConfig, ModelCard
+from protembed.sequences.alphabet import STANDARD_RESIDUES
 
 
 def build_graph(
@@ -23,7 +25,8 @@ def build_graph(
     """Build the graph of a model from its weights by name, float32.
 
     Outputs: `hidden.0` (embedding layer) to `hidden.<n_layers>` (last, after the final norm), each (N, L, D); `logits`
-    (N, L, V) over the whole vocabulary and `pooled` (N, D) where the model has them. Packed: (T, D) and (T, V).
+    (N, L, V) over the whole vocabulary, `profile` (N, L, 20), probabilities over the standard residues, and `pooled`
+    (N, D) where the model has them. Packed: (T, D), (T, V) and (T, 20).
     """
     drawing = Drawing(tensors, weights=weights, half=attention == "packed" and weights == "float16")
     _Model(card, drawing, attention).draw()
@@ -33,7 +36,7 @@ def build_graph(
 class _Model:
     def __init__(self, card: ModelCard, drawing: Drawing, attention: AttentionKind) -> None:
         self._card, self._config, self._drawing = card, card.encoder, drawing
-        self._layout = make_layout(card.encoder, drawing, attention)
+        self._layout = make_layout(card.encoder, drawing, attention, padding_id(card.alphabet))
 
     def draw(self) -> None:
         config = self._config
@@ -46,6 +49,9 @@ class _Model:
             self._output(f"hidden.{number}", x, config.d_model)
         if self._card.mlm_head is not None:
             self._output("logits", self._logits(x, self._card.mlm_head), config.vocab_size)
+        if self._card.profile_head:
+            scores = self._drawing.linear(x, "profile_head")
+            self._output("profile", self._drawing.add("Softmax", scores, axis=-1), len(STANDARD_RESIDUES))
         if self._card.pooler is not None:
             self._pooled(x)
 
@@ -75,6 +81,7 @@ class _Model:
             x = drawing.add("Add", x, drawing.add("Gather", table, self._layout.positions))
         x = drawing.add("Reshape", x, drawing.whole(-1, config.d_model))  # (T, D)
         x = self._norm(x, "encoder.embed_norm") if config.embed_norm else x
+        x = self._layout.clear(x)
         if config.stem:
             x = drawing.add("Add", x, self._layout.convolve(x, "encoder.stem.weight", config.stem))
         return x

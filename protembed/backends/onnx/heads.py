@@ -1,7 +1,8 @@
 """Task heads as ONNX graphs that read the values of a model's: the counterpart of heads/modules.py without torch.
 
-A graph gets N proteins of one length a call (attention `fused` or `plain`). Special tokens are left out of what is said
-of residues. The outputs are logits, or values before HeadCard.scale, as everywhere.
+A graph gets N proteins a call, shorter ones padded behind their end (attention `fused` or `plain`). Special tokens are
+left out of what is said of residues: those of a protein come first in its row. The outputs are logits, or values before
+HeadCard.scale, as everywhere.
 
 Legend: T tokens, N proteins, L tokens a protein, R residues of one, D d_input, E hidden width of a head, C outputs,
 H attention heads, K head dim, V vocabulary.
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protembed.backends.onnx.attention import KEYS, MAPS, QUERIES, AttentionKind
+from protembed.backends.onnx.attention import COUNT, KEYS, MAPS, QUERIES, REAL, AttentionKind, mask_scores
 from protembed.backends.onnx.builder import Drawing, Graph, Value
 from protembed.models.config import ModelCard
 from protembed.models.head_config import HeadCard
@@ -68,6 +69,7 @@ class _Pen:
     ) -> None:
         self.model, self.config, self.drawing, self.tensors = model, head.config, drawing, tensors
         self._attention: AttentionKind = attention
+        self._inside = self._scores = ""
         self._wide = drawing.add("Concat", drawing.add("Shape", "tokens"), drawing.whole(-1), axis=0)  # [N, L, -1]
 
     def read(self) -> str:
@@ -116,11 +118,32 @@ class _Pen:
     def gelu(self, x: str) -> str:
         return self.drawing.add("Gelu", x, approximate="none")
 
+    def clear(self, rows: str) -> str:
+        """Set padding to zero; (N, L, E)."""
+        return self.drawing.masked("Mul", rows, REAL)
+
+    def pairs_of_tokens(self) -> str:
+        """Return 1 at pairs of real tokens, 0 at others; (N, 1, L, L)."""
+        pairs = self.drawing.add("Mul", REAL, self.drawing.add("Transpose", REAL, perm=(0, 2, 1)))
+        return self.drawing.add("Unsqueeze", pairs, self.drawing.whole(1))
+
+    def pairs_of_residues(self) -> str:
+        """Return 1 at pairs of residues that a protein has, 0 at others; (N, 1, R, R)."""
+        add, drawing, alphabet = self.drawing.add, self.drawing, self.model.alphabet
+        specials = alphabet.prefix + alphabet.suffix
+        length = add("Gather", add("Shape", "tokens"), drawing.scalar(1, "int64"))
+        rows = add("Sub", length, drawing.scalar(specials, "int64"))
+        place = drawing.cast(add("Range", drawing.scalar(0, "int64"), rows, drawing.scalar(1, "int64")), "float32")
+        inside = add("Less", place, add("Sub", COUNT, drawing.scalar(float(specials))))  # (N, R)
+        inside = drawing.cast(inside, "float32")
+        pairs = add("Mul", add("Unsqueeze", inside, drawing.whole(2)), add("Unsqueeze", inside, drawing.whole(1)))
+        return add("Unsqueeze", pairs, drawing.whole(1))
+
     def along_chain(self, x: str, name: str) -> str:
         """Convolve every protein on its own, zeros beyond its ends; (T, D) -> (T, E)."""
         drawing, weight = self.drawing, self.tensors[f"{name}.weight"]  # (E, D, kernel)
         width, kernel = weight.shape[0], weight.shape[2]
-        columns = drawing.add("Transpose", self.rows(x), perm=(0, 2, 1))  # (N, D, L)
+        columns = drawing.add("Transpose", self.clear(self.rows(x)), perm=(0, 2, 1))  # (N, D, L)
         pads = (kernel // 2, kernel - 1 - kernel // 2)
         inputs = (columns, drawing.matrix(f"{name}.weight"), drawing.vector(f"{name}.bias"))
         mixed = drawing.add("Conv", *inputs, kernel_shape=(kernel,), pads=pads)
@@ -140,9 +163,13 @@ class _Pen:
         return add("Unsqueeze", add("Transpose", rows, perm=(2, 0, 1)), drawing.whole(0))
 
     def maps(self, layer: int) -> str:
-        """Return the attention maps of a layer between residues; (N, H, R, R)."""
-        if self._attention == "plain":
-            return self.residues(f"{MAPS}.{layer}", 2, 3)
+        """Return the attention maps of a layer between residues, zero where a protein has none; (N, H, R, R)."""
+        maps = self.residues(f"{MAPS}.{layer}" if self._attention == "plain" else self._attend(layer), 2, 3)
+        self._inside = self._inside or self.pairs_of_residues()
+        return self.drawing.masked("Mul", maps, self._inside)
+
+    def _attend(self, layer: int) -> str:
+        """Compute the attention maps of a layer from its queries and keys; (N, H, L, L)."""
         drawing, encoder = self.drawing, self.model.encoder
         head_dim = encoder.d_model // encoder.n_heads
         split = drawing.whole(0, 0, encoder.n_heads, head_dim)  # 0: as it is
@@ -150,7 +177,8 @@ class _Pen:
         q = drawing.add("Transpose", q, perm=(0, 2, 1, 3))
         k = drawing.add("Transpose", k, perm=(0, 2, 3, 1))
         scores = drawing.add("MatMul", drawing.add("Mul", q, drawing.scalar(head_dim**-0.5)), k)  # (N, H, L, L)
-        return self.residues(drawing.add("Softmax", scores, axis=-1), 2, 3)
+        self._scores = self._scores or mask_scores(drawing, 1)
+        return drawing.add("Softmax", drawing.masked("Add", scores, self._scores), axis=-1)
 
 
 def _with_neighbours(pen: _Pen) -> str:
@@ -172,13 +200,25 @@ def _residues_tape(pen: _Pen) -> str:
     return pen.residues(pen.rows(pen.along_chain(x, "second")), 1)
 
 
+def _residues_transformers(pen: _Pen) -> str:
+    return pen.residues(pen.rows(pen.drawing.linear(pen.read(), "outward")), 1)
+
+
+def _sequence_transformers(pen: _Pen) -> str:
+    first = pen.drawing.add("Gather", pen.rows(pen.read()), pen.drawing.scalar(0, "int64"), axis=1)  # (N, D)
+    return pen.drawing.linear(pen.drawing.add("Tanh", pen.drawing.linear(first, "first")), "second")
+
+
 def _sequence_compact(pen: _Pen) -> str:
     add, drawing = pen.drawing.add, pen.drawing
     x = pen.gelu(pen.standardised(pen.read(), "scale", "inward"))  # (T, E)
-    weight = add("Softmax", pen.rows(drawing.linear(x, "attention")), axis=1)  # (N, L, 1)
+    scores = pen.rows(drawing.linear(x, "attention"))  # (N, L, 1)
+    mask = add("Transpose", mask_scores(drawing), perm=(0, 2, 1))
+    weight = add("Softmax", drawing.masked("Add", scores, mask), axis=1)
     rows, chain = pen.rows(x), drawing.whole(1)
     attended = add("ReduceSum", add("Mul", rows, weight), chain, keepdims=0)  # (N, E)
-    mean = add("ReduceMean", rows, chain, keepdims=0)
+    total = add("ReduceSum", pen.clear(rows), chain, keepdims=0)
+    mean = add("Div", total, add("Max", COUNT, drawing.scalar(1.0)))
     pooled = add("Concat", attended, mean, axis=1)  # (N, 2E)
     pooled = pen.gelu(drawing.linear(pen.scaled(pooled, "pooled_scale"), "middle"))
     return drawing.linear(pooled, "outward")
@@ -222,8 +262,10 @@ def _contacts_pair(pen: _Pen) -> str:
     products = add("MatMul", left, add("Transpose", right, perm=(0, 2, 3, 1)))  # (N, 8, L, L)
     both = add("Add", products, add("Transpose", products, perm=(0, 1, 3, 2)))
     pairs = add("Add", both, pen.separations())
+    real = pen.pairs_of_tokens()
     for name in ("first", "second"):
-        mixed = add("Conv", pairs, drawing.matrix(f"{name}.weight"), drawing.vector(f"{name}.bias"), pads=(1, 1, 1, 1))
+        inputs = drawing.masked("Mul", pairs, real)
+        mixed = add("Conv", inputs, drawing.matrix(f"{name}.weight"), drawing.vector(f"{name}.bias"), pads=(1, 1, 1, 1))
         pairs = add("Add", pairs, pen.gelu(mixed))
     pen.tensors["last.weight"] = pen.tensors["outward.weight"].reshape(1, channels, 1, 1)
     logits = add("Conv", pairs, drawing.matrix("last.weight"), drawing.vector("outward.bias"))  # (N, 1, L, L)
@@ -247,8 +289,10 @@ def _sum(pen: _Pen, maps: str, axis: int) -> str:
 _DRAWERS: Mapping[tuple[str, str], Callable[[_Pen], str]] = {
     ("residue", "compact"): _residues_compact,
     ("residue", "tape"): _residues_tape,
+    ("residue", "transformers"): _residues_transformers,
     ("sequence", "compact"): _sequence_compact,
     ("sequence", "tape"): _sequence_tape,
+    ("sequence", "transformers"): _sequence_transformers,
     ("contacts", "compact"): _contacts_compact,
     ("contacts", "pair"): _contacts_pair,
     ("contacts", "tape"): _contacts_tape,

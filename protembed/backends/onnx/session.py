@@ -2,13 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from protembed.backends.interruptible import run_interruptibly
 from protembed.backends.onnx.builder import Drawing, Value
 from protembed.backends.onnx.file import OnnxFile
 from protembed.backends.onnx.writer import serialise
@@ -26,7 +27,7 @@ def import_runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise DependencyError(
-            f"--backend onnx needs the package onnxruntime ({error})",
+            f"an ONNX file needs the package onnxruntime ({error})",
             hint="pip install onnxruntime, or pip install onnxruntime-gpu for CUDA",
         ) from error
     return onnxruntime
@@ -40,39 +41,80 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+LONG = 2**33
+"""Products of numbers in a computation that is worth a second thread: about a second of one core."""
+
+LARGEST_CALL = 2**34
+"""Products in one call of attention on one core; what takes more is cut into pieces."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """What a session is made for: some outputs, of padded rows or not, attention in one call or in pieces."""
+
+    wanted: frozenset[str]
+    padded: bool = False
+    in_pieces: bool = False
+
+
 class Session:
     """Runs one file on one device.
 
-    `device` is `cpu` or `cuda:N`, chosen at the start; where CUDA is broken, `auto` warns and goes on on the CPU.
+    `device` is `cpu` or `cuda:N`, chosen at the start; where CUDA is broken, `auto` warns and goes on on the CPU. On a
+    GPU float32 is float32: onnxruntime's default there, TF32, has 10 bits.
     Raises UsageError for a device that is not there.
     """
 
     def __init__(self, file: OnnxFile, *, device: str, threads: int | None) -> None:
         self._runtime, self._file = import_runtime(), file
         self._threads = threads or available_threads()
-        self._opened: tuple[frozenset[str], Any] | None = None
+        self._opened: tuple[_Form, Any] | None = None
         self._unsigned = False
         self.device = self._choose_device(device)
         if file.header.weights == "int8" and self.device == "cpu":
             self._unsigned = saturates(self._runtime)
 
-    def run(self, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Compute outputs by name; raises OutOfMemoryError."""
-        with self._explained():
-            session = self._open(frozenset(wanted))
-            if self.device == "cpu":
-                computed: list[Array] = session.run(list(wanted), dict(feeds))
-                return computed
-            return self._run_bound(session, wanted, feeds)
+    def run(self, wanted: Sequence[str], feeds: Mapping[str, Array], *, padded: bool = False) -> list[Array]:
+        """Compute outputs by name; `padded`: some rows of tokens are. Raises OutOfMemoryError, ModelError.
 
-    def _run_bound(self, session: Any, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Run on a GPU: outputs stay there until they are copied together."""
+        A signal ends a long computation.
+        """
+        config = self._file.header.card.encoder
+        rows, length = np.atleast_2d(feeds["tokens"]).shape
+        attention = rows * length**2 * config.d_model
+        matrices = 2 * config.d_model * (2 * config.d_model + config.d_ff)
+        products = config.n_layers * (attention + rows * length * matrices)
+        in_pieces = self.device == "cpu" and attention > LARGEST_CALL * self._threads
+        form = _Form(wanted=frozenset(wanted), padded=padded, in_pieces=in_pieces)
+        try:
+            session = self._open(form)
+            if products < LONG:
+                return self._compute(session, wanted, feeds)
+            options = self._runtime.RunOptions()
+            return run_interruptibly(
+                lambda: self._compute(session, wanted, feeds, options), lambda: setattr(options, "terminate", True)
+            )
+        except _errors() as error:
+            reason = _first_line(error)
+        if any(words in reason.lower() for words in _SHORT_OF_MEMORY):
+            raise OutOfMemoryError(reason)
+        raise ModelError(
+            f"{self._file.path}: onnxruntime cannot run it ({reason})",
+            hint="Is it damaged, was it exported by a newer protembed, or is onnxruntime old? Export it again, or "
+            "pip install --upgrade onnxruntime",
+        )
+
+    def _compute(self, session: Any, wanted: Sequence[str], feeds: Mapping[str, Array], *options: Any) -> list[Array]:
+        """Run a session; on a GPU outputs stay there until they are copied together."""
+        if self.device == "cpu":
+            computed: list[Array] = session.run(list(wanted), dict(feeds), *options)
+            return computed
         binding = session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
         for name in wanted:
             binding.bind_output(name, "cuda", self._device_number)
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, *options)
         values: list[Array] = binding.copy_outputs_to_cpu()
         return values
 
@@ -80,14 +122,14 @@ class Session:
     def _device_number(self) -> int:
         return int(self.device.partition(":")[2] or 0)
 
-    def _open(self, wanted: frozenset[str]) -> Any:
-        """Return a session that computes these outputs; one is kept, because each holds the weights."""
-        if self._opened is None or self._opened[0] != wanted:
+    def _open(self, form: _Form) -> Any:
+        """Return a session for this; one is kept, because each holds the weights."""
+        if self._opened is None or self._opened[0] != form:
             self._opened = None
-            self._opened = wanted, self._make(wanted)
+            self._opened = form, self._make(form)
         return self._opened[1]
 
-    def _make(self, wanted: Collection[str]) -> Any:
+    def _make(self, form: _Form) -> Any:
         """Make a session of the part of the graph that is needed: onnxruntime would compute all of it."""
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = self._threads
@@ -97,9 +139,13 @@ class Session:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.device != "cpu":
-            providers.insert(0, (_CUDA, {"device_id": str(self._device_number)}))
-        model = self._file.cut(sorted(wanted), unsigned=self._unsigned)
-        return self._runtime.InferenceSession(model, options, providers=providers)
+            providers.insert(0, (_CUDA, {"device_id": str(self._device_number), "use_tf32": "0"}))
+        model = self._file.cut(
+            sorted(form.wanted), unsigned=self._unsigned, padded=form.padded, in_pieces=form.in_pieces
+        )
+        session = self._runtime.InferenceSession(model, options, providers=providers)
+        self._file.verify_unchanged()  # it is the runtime that has read the weights
+        return session
 
     def _choose_device(self, name: str) -> str:
         """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that runs the file."""
@@ -120,7 +166,7 @@ class Session:
         if name == "auto" and not packed:
             warnings.warn(f"{problem}: going on on the CPU", stacklevel=1)
             return "cpu"
-        other = "Leave out --attention packed" if packed else "--device cpu"
+        other = "Export the model again without --attention packed" if packed else "--device cpu"
         raise UsageError(problem, hint=f"{other}, or look at nvidia-smi and pip install 'protembed[onnx-gpu]'.")
 
     def _try_cuda(self, device: str) -> str:
@@ -131,7 +177,7 @@ class Session:
         if hasattr(self._runtime, "preload_dlls"):
             self._runtime.preload_dlls()  # CUDA's libraries from the packages that pip installs
         try:
-            session = self._make({"hidden.0"})
+            session = self._make(_Form(wanted=frozenset(("hidden.0",))))
         except _errors() as error:
             return f"onnxruntime cannot use {device} ({_first_line(error)})"
         return (
@@ -139,20 +185,6 @@ class Session:
             if _CUDA in session.get_providers()
             else f"onnxruntime finds no usable GPU or CUDA libraries for {device}"
         )
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn onnxruntime's exceptions into ours."""
-        try:
-            yield
-        except _errors() as error:
-            if any(words in str(error).lower() for words in _SHORT_OF_MEMORY):
-                raise OutOfMemoryError(_first_line(error)) from error
-            raise ModelError(
-                f"{self._file.path}: onnxruntime cannot run it ({_first_line(error)})",
-                hint="Is it damaged, was it exported by a newer protembed, or is onnxruntime old? Export it again, or "
-                "pip install --upgrade onnxruntime",
-            ) from error
 
 
 def saturates(runtime: Any) -> bool:

@@ -4,9 +4,8 @@ The numbers of the fields are those of onnx.proto, https://github.com/onnx/onnx/
 """
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,44 +14,20 @@ import numpy as np
 from protembed import __version__
 from protembed.backends.onnx.attention import AttentionKind
 from protembed.backends.onnx.builder import DTYPES, MICROSOFT, OPSET, Array, Attribute, Graph, Node, Value, Weights
-from protembed.backends.onnx.protobuf import Message
+from protembed.backends.onnx.contents import COMPANION
+from protembed.backends.onnx.header import KEY, Header
+from protembed.backends.onnx.protobuf import Buffer, Message
+from protembed.backends.onnx.signature import describe
 from protembed.models.config import ModelCard
 from protembed.models.head_config import HeadCard
-
-KEY = "protembed"
-"""Of the metadata entry that holds the header."""
-
-FORMAT = 1
-"""Of the header and of the names of inputs and outputs; a reader refuses every other one."""
 
 LARGEST = 2**31 - 2**20
 """Bytes of a file: protobuf ends at 2 GB. Weights that do not fit lie in `NAME.onnx.data`."""
 
+INLINE = 4096
+"""Weights up to so many bytes count as constants of the graph: they are copied into a cut one, larger ones are not."""
+
 _IR_VERSION = 9  # of the file format; the one that came with opset 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What a file says about itself; `digest` is the sha256 over the stored weights, `heads` are those in its graph."""
-
-    attention: AttentionKind
-    weights: Weights
-    digest: str
-    card: ModelCard
-    heads: tuple[HeadCard, ...] = ()
-    format: int = FORMAT
-    tool_version: str = __version__
-
-    def to_json(self) -> str:
-        """Return what `from_dict` reads, as JSON."""
-        heads = [head.to_dict() for head in self.heads]
-        return json.dumps({**asdict(self), "card": self.card.to_dict(), "heads": heads})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Header":
-        """Read what `to_json` wrote. Raises ModelError for a card of another version."""
-        heads = tuple(HeadCard.from_dict(head) for head in values.get("heads", ()))
-        return cls(**{**values, "card": ModelCard.from_dict(values["card"]), "heads": heads})
 
 
 def write_onnx(
@@ -63,12 +38,21 @@ def write_onnx(
     attention: AttentionKind,
     weights: Weights,
     heads: Sequence[HeadCard] = (),
+    source: str = "",
     largest: int = LARGEST,
 ) -> list[Path]:
     """Write a graph to `path`; return what was written: one file, two when it has more than `largest` bytes."""
     arrays = {name: np.asarray(values, order="C") for name, values in graph.weights.items()}
-    header = Header(attention=attention, weights=weights, digest=digest_of(arrays), card=card, heads=tuple(heads))
-    data = path.with_name(f"{path.name}.data") if sum(a.nbytes for a in arrays.values()) > largest else None
+    header = Header(
+        attention=attention,
+        weights=weights,
+        digest=digest_of(arrays),
+        graph=digest_of_graph(graph, arrays),
+        card=card,
+        heads=tuple(heads),
+        source=source,
+    )
+    data = path.with_name(f"{path.stem}{COMPANION}") if sum(a.nbytes for a in arrays.values()) > largest else None
     body = _graph(graph, card.name)
     if data is None:
         for name, array in arrays.items():
@@ -77,8 +61,10 @@ def write_onnx(
         with data.open("wb") as file:
             for name, array in arrays.items():
                 body.add(5, _distant(name, array, file, data.name))
+    doc = describe(card, graph.inputs, graph.outputs, attention=attention, weights=weights, heads=heads)
+    entries = [(14, Message((1, key), (2, text))) for key, text in header.to_metadata().items()]
     with path.open("wb") as file:
-        file.writelines(_model(graph, body, (14, Message((1, KEY), (2, header.to_json())))).parts)
+        file.writelines(_model(graph, body, (6, doc), *entries).parts)
     return [path] if data is None else [path, data]
 
 
@@ -94,9 +80,35 @@ def digest_of(weights: Mapping[str, Array]) -> str:
     """Return the sha256 of stored weights: of every name, type, shape and its bytes, in order."""
     state = hashlib.sha256()
     for name, array in weights.items():
-        state.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        state.update(raw(array))
+        feed_tensor(state, name, str(array.dtype), array.shape, raw(array))
     return state.hexdigest()
+
+
+def digest_of_graph(graph: Graph, arrays: Mapping[str, Array]) -> str:
+    """Return the sha256 of all that a graph is beside its large weights; see `feed_graph`."""
+    state = hashlib.sha256()
+    values = [*graph.inputs.items(), *graph.outputs.items()]
+    feed_graph(state, (message for message in _opsets(graph)), (make_value(name, value) for name, value in values))
+    feed_graph(state, (make_node(node) for node in graph.nodes))
+    for name, array in arrays.items():
+        if array.nbytes <= INLINE:
+            feed_tensor(state, name, str(array.dtype), array.shape, raw(array))
+    return state.hexdigest()
+
+
+def feed_graph(state: "hashlib._Hash", *groups: Iterable[Message | Buffer]) -> None:
+    """Digest messages: the versions of the operators, inputs, outputs, then nodes, each in order."""
+    for message in chain(*groups):
+        data = b"".join(message.parts) if isinstance(message, Message) else message
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+
+
+def feed_tensor(state: "hashlib._Hash", name: str, dtype: str, shape: tuple[int, ...], *data: Buffer) -> None:
+    """Digest a weight: its name, type and shape, and its bytes."""
+    state.update(f"{name} {dtype} {shape}\n".encode())
+    for piece in data:
+        state.update(piece)
 
 
 def raw(array: Array) -> memoryview:
@@ -118,12 +130,17 @@ def add_place(tensor: Message, file: str, offset: int, size: int) -> Message:
     return tensor
 
 
-def _model(graph: Graph, body: Message, *header: tuple[int, Message]) -> Message:
+def _model(graph: Graph, body: Message, *header: tuple[int, Message | str]) -> Message:
     """Wrap a graph; the header comes before it, so that it can be read without it."""
+    opsets = [(8, opset) for opset in _opsets(graph)]
+    return Message((1, _IR_VERSION), (2, KEY), (3, __version__), *header, *opsets, (7, body))
+
+
+def _opsets(graph: Graph) -> list[Message]:
+    """Return the versions of the operators, by domain."""
     used = {node.domain for node in graph.nodes}
     domains = {"": OPSET, MICROSOFT: 1} if MICROSOFT in used else {"": OPSET}
-    opsets = [(8, Message((1, domain), (2, number))) for domain, number in domains.items()]
-    return Message((1, _IR_VERSION), (2, KEY), (3, __version__), *header, *opsets, (7, body))
+    return [Message((1, domain), (2, number)) for domain, number in domains.items()]
 
 
 def _graph(graph: Graph, name: str) -> Message:
