@@ -15,6 +15,7 @@ import pytest
 
 import protembed
 from protembed.training.checkpoints import list_checkpoints
+from tests.cli.callers import not_ignored
 from tests.conftest import ROOT, SEQUENCES, write_fasta
 
 CORPUS = ROOT.parent / "shared" / "data" / "corpus" / "valid.fasta.xz"
@@ -72,7 +73,7 @@ def start(config: Path, run: str, processes: int, *settings: str) -> Runs:
     for rank in range(processes):
         mine = {**together, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"} if processes > 1 else {}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in mine.items()}}
-        runs.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
+        runs.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=not_ignored))
     return runs
 
 
@@ -146,7 +147,7 @@ def test_shards_equal_whole_models_and_resume_as_such(config: Path) -> None:
     assert protembed.load(config.parent / "sharded" / "model.safetensors").card.name == "tiny"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_run_that_is_told_to_end_saves_itself(config: Path, number: signal.Signals) -> None:
     runs = start(config, "told", 1)
     wait_for_step(config, "told", 12)
