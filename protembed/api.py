@@ -1,9 +1,8 @@
 """The Python API: a loaded model, and what one can ask of it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,18 +10,18 @@ import numpy.typing as npt
 from protembed.backends.base import Backend, Output
 from protembed.backends.load import ModelOptions, open_backend
 from protembed.errors import InputError, ProtembedError, UsageError
-from protembed.inference.embed import EmbedOptions, Pool, embed
+from protembed.inference.embed import Embedding, EmbedOptions, Pool, embed
 from protembed.inference.predict import PredictOptions, attach_heads, predict
 from protembed.models.config import DEFAULT_MODEL
 from protembed.sequences.alphabet import STANDARD_RESIDUES
 from protembed.sequences.batching import TokenBatch, pack
-from protembed.sequences.records import Record, clean, read_fasta
+from protembed.sequences.records import Record
+from protembed.sequences.sources import Source, read_source
 from protembed.sequences.windows import Failure
 from protembed.tasks.prediction import Prediction
 
 Array = npt.NDArray[np.floating[Any]]
-Source = str | Path | Iterable[str | Record]
-"""A FASTA path, or sequences, or records."""
+Item = TypeVar("Item")
 
 
 def load(
@@ -69,7 +68,7 @@ class Model:
     """A model that is ready to run; made by `load`."""
 
     residues = STANDARD_RESIDUES
-    """The columns of `logits`."""
+    """The columns of `logits` and `profile`."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -83,17 +82,15 @@ class Model:
     ) -> Iterator[tuple[Record, Array]]:
         """Stream one vector (D,) a protein, float32, in input order; `mean+max` gives (2D,).
 
+        `source` is a FASTA path, or a list of sequences, of Records or of (id, sequence), or a dictionary of id to
+        sequence, or a pandas Series; Biopython's Seq and SeqRecord are sequences and records, too.
         Raises InputError for a bad record, ProtembedError for one that cannot be computed.
 
         >>> [(record.id, vector.shape) for record, vector in load().embed(["MKTAYIAKQR"])]
         [('1', (192,))]
         """
         options = EmbedOptions(pool=pool, layer=layer, max_tokens=max_tokens)
-        for item in embed(_records(source), self._backend, options):
-            if isinstance(item, Failure):
-                raise ProtembedError(f"{item.record}: {item.reason}")
-            assert item.vector is not None
-            yield item.record, item.vector
+        return ((item.record, _present(item.vector)) for item in self._embeddings(source, options))
 
     def embed_residues(self, source: Source, *, layer: int = -1, max_tokens: int | None = None) -> list[Array]:
         """Return the hidden states of every protein, each (L, D), special tokens left out; see `stream_residues`."""
@@ -104,11 +101,7 @@ class Model:
     ) -> Iterator[tuple[Record, Array]]:
         """Stream the hidden states (L, D) of every protein in input order, special tokens left out."""
         options = EmbedOptions(pool=None, residues=True, layer=layer, max_tokens=max_tokens)
-        for item in embed(_records(source), self._backend, options):
-            if isinstance(item, Failure):
-                raise ProtembedError(f"{item.record}: {item.reason}")
-            assert item.residues is not None
-            yield item.record, item.residues
+        return ((item.record, _present(item.residues)) for item in self._embeddings(source, options))
 
     def logits(self, source: Source, *, mask: Sequence[Sequence[int]] | None = None) -> list[Array]:
         """Return scores (L, 20) over the standard residues, columns as in `Model.residues`.
@@ -119,7 +112,7 @@ class Model:
         (10, 20)
         """
         alphabet = self.card.alphabet
-        records = list(_records(source))
+        records = list(read_source(source))
         places = mask if mask is not None else [()] * len(records)
         if len(places) != len(records):
             raise UsageError(f"mask has {len(places)} entries for {len(records)} proteins")
@@ -134,6 +127,18 @@ class Model:
         wanted = [("logits", self.card.encoder.n_layers)]
         return [scores for (scores,) in self._run(encoded, wanted, self._backend.budget())]
 
+    def profile(self, source: Source) -> list[Array]:
+        """Return for every residue how likely each standard residue is among the homologs there; (L, 20), float32.
+
+        A position-specific scoring matrix from one sequence, as probabilities: rows add up to 1, columns are in the
+        order of `Model.residues`. Raises ModelError for a model that was not trained to predict profiles, InputError
+        for a protein over the model's limit.
+        """
+        self.card.require_profile()
+        encoded = [self._encode(record) for record in read_source(source)]
+        wanted = [("profile", self.card.encoder.n_layers)]
+        return [rows for (rows,) in self._run(encoded, wanted, self._backend.budget())]
+
     def hidden_states(self, source: Source) -> list[Array]:
         """Return the hidden states of all layers, computed in one pass; (n_layers + 1, L, D) a protein.
 
@@ -146,7 +151,7 @@ class Model:
         """
         wanted = [("residues", layer) for layer in range(self.card.encoder.n_layers + 1)]
         budget = max(1, self._backend.budget() // len(wanted))  # all layers of a batch are in memory together
-        encoded = [self._encode(record) for record in _records(source)]
+        encoded = [self._encode(record) for record in read_source(source)]
         return [np.stack(layers) for layers in self._run(encoded, wanted, budget)]
 
     def attentions(self, source: Source) -> list[npt.NDArray[np.float32]]:
@@ -160,7 +165,7 @@ class Model:
         """
         alphabet = self.card.alphabet
         results = []
-        for record in _records(source):
+        for record in read_source(source):
             inside = slice(alphabet.prefix, alphabet.prefix + len(record.sequence))
             results.append(self._backend.attentions(self._encode(record))[:, :, inside, inside])
         return results
@@ -174,7 +179,7 @@ class Model:
         a model without one, such as the bundled model, it raises ModelError. Raises InputError for a protein over the
         model's limit.
         """
-        return [self._backend.contacts(self._encode(record)) for record in _records(source)]
+        return [self._backend.contacts(self._encode(record)) for record in read_source(source)]
 
     def predict(self, source: Source, task: str) -> list[Prediction]:
         """Predict one task for every protein; `task` is a name that `protembed predict --task list` shows, or a path.
@@ -189,11 +194,15 @@ class Model:
         self, source: Source, tasks: Sequence[str], *, max_tokens: int | None = None
     ) -> Iterator[tuple[Record, Mapping[str, Prediction]]]:
         """Stream what several tasks say of every protein, computed in one pass, by the names of the heads' tasks."""
+        options = PredictOptions(max_tokens=max_tokens)
         predictor, heads = attach_heads(self._backend, tasks)
-        for item in predict(_records(source), predictor, heads, PredictOptions(max_tokens=max_tokens)):
-            if isinstance(item, Failure):
-                raise ProtembedError(f"{item.record}: {item.reason}")
-            yield item.record, item.tasks
+        items = predict(read_source(source), predictor, heads, options)
+        return ((item.record, item.tasks) for item in _computed(items))
+
+    def _embeddings(self, source: Source, options: EmbedOptions) -> Iterator[Embedding]:
+        """Check options and source now; embed when the stream is read."""
+        self.card.encoder.layer(options.layer)
+        return _computed(embed(read_source(source), self._backend, options))
 
     def _encode(self, record: Record) -> npt.NDArray[np.int64]:
         """Turn a protein that goes through the model in one piece into tokens."""
@@ -218,13 +227,14 @@ class Model:
                 yield [outputs[name][start + alphabet.prefix : stop - alphabet.suffix] for name in wanted]
 
 
-def _records(source: Source) -> Iterator[Record]:
-    """Turn a FASTA path, sequences or records into clean records; sequences are numbered from 1."""
-    if isinstance(source, str | Path):
-        if not Path(source).exists() and str(source).isalpha():
-            raise InputError(f"{source!r} is no file", hint="Give sequences as a list: [sequence].")
-        yield from read_fasta([source])
-        return
-    for number, item in enumerate(source, start=1):
-        record = Record(str(number), item) if isinstance(item, str) else item
-        yield replace(clean(record), id=record.id)
+def _computed(items: Iterable[Item | Failure]) -> Iterator[Item]:
+    """Pass results on. Raises ProtembedError for a protein that could not be computed."""
+    for item in items:
+        if isinstance(item, Failure):
+            raise ProtembedError(f"{item.record}: {item.reason}")
+        yield item
+
+
+def _present(values: Array | None) -> Array:
+    assert values is not None
+    return values

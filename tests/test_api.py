@@ -1,12 +1,13 @@
 """The Python API."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import protembed
-from protembed.errors import InputError, UsageError
+from protembed.errors import InputError, ModelError, UsageError
 from tests.conftest import SEQUENCES
 
 
@@ -59,6 +60,61 @@ def test_mistakes(loaded: protembed.Model, model_file: Path) -> None:
         list(loaded.embed([""]))
     with pytest.raises(InputError, match="cannot be read"):
         list(loaded.embed("gone.fasta"))
+
+
+def test_embed_takes_what_users_have(loaded: protembed.Model) -> None:
+    named = {"a": "MKTAYIAKQR", "b": "MKV"}
+    expected = [vector for _, vector in loaded.embed(list(named.values()))]
+    for source in (named, named.items(), [protembed.Record(*pair) for pair in named.items()]):
+        found = list(loaded.embed(source))
+        assert [record.id for record, _ in found] == ["a", "b"]
+        for (_, vector), right in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(vector, right)
+    assert [record.id for record, _ in loaded.stream_residues(named)] == ["a", "b"]
+    assert len(loaded.logits(named)) == len(loaded.hidden_states(named)) == len(loaded.attentions(named)) == 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model.embed(["MK"], max_tokens=0),
+        lambda model: model.embed(["MK"], max_tokens=-1),
+        lambda model: model.embed(["MK"], max_tokens=1.5),
+        lambda model: model.embed(["MK"], max_tokens="512"),
+        lambda model: model.embed(["MK"], max_tokens=True),
+        lambda model: model.embed(["MK"], layer=1.5),
+        lambda model: model.embed(["MK"], pool="median"),
+        lambda model: model.stream_residues(["MK"], max_tokens=0),
+        lambda model: model.embed_residues(["MK"], max_tokens=0),
+        lambda model: model.stream_predictions(["MK"], ["ss3"], max_tokens=0),
+        lambda _: protembed.load(threads=0),
+        lambda _: protembed.load(threads=-1),
+        lambda _: protembed.load(n_heads=0),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_at_once(
+    loaded: protembed.Model, call: Callable[[protembed.Model], object]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        call(loaded)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("layer", [3, -4, 99])
+def test_a_layer_that_is_not_there_is_refused_at_once(loaded: protembed.Model, layer: int) -> None:
+    with pytest.raises(ModelError, match=f"layer {layer} does not exist"):
+        loaded.embed(["MK"], layer=layer)
+
+
+def test_what_is_no_source_is_refused_at_once(loaded: protembed.Model) -> None:
+    for call in (loaded.embed, loaded.stream_residues, loaded.logits, loaded.hidden_states, loaded.attentions):
+        with pytest.raises(InputError, match="NoneType is no source"):
+            call(None)  # type: ignore[operator]
+
+
+def test_options_take_numbers_of_numpy(loaded: protembed.Model) -> None:
+    (found,) = loaded.embed(["MK"], max_tokens=np.int64(5), layer=np.int32(1))  # type: ignore[arg-type]
+    assert found[1].shape == (32,)
 
 
 def test_the_bundled_model_loads_like_any_other() -> None:

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "protembed"
 
 FLOORS = [
     ["errors", "interrupts"],
+    ["schema"],
     ["sequences"],
     ["models"],
     ["tasks"],
@@ -25,7 +26,23 @@ FLOORS = [
 """A room imports only from floors below its own."""
 
 ROOMS = {
-    "inference": [["memory"], ["embed", "predict"], ["run", "report"], ["contacts", "predict_run", "evaluate"]],
+    "inference": [
+        ["memory"],
+        ["assembly"],
+        ["embed", "predict"],
+        ["run", "report"],
+        ["embed_run", "contacts", "predict_run", "evaluate"],
+        ["recompute"],
+    ],
+    "outputs": [
+        ["content", "files", "printing", "guarded_bytes"],
+        ["journal", "target", "unpacking"],
+        ["writer", "plots", "safe_dataset"],
+        ["safe_hdf5", "origin"],
+        ["file_writer", "stream", "hdf5", "text", "check_values", "shards"],
+        ["store", "check", "merge_text"],
+        ["merge"],
+    ],
 }
 """Floors inside a room where much happens."""
 

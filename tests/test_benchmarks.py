@@ -1,4 +1,4 @@
-"""The pure parts of benchmarks/: what they compute must be right before anybody quotes it."""
+"""The pure parts of benchmarks/ and research/: what they compute must be right before anybody quotes it."""
 
 import json
 import math
@@ -6,8 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attention_contacts
+import contenders
+import l1_regression
+import loss_curve
 import numpy as np
+import perplexity
 import pytest
+import regression
 import torch
 
 from protembed.backends.torch_backend import TorchBackend
@@ -15,19 +21,7 @@ from protembed.checkpoints import native as checkpoint
 from protembed.errors import InputError
 from protembed.models.protein_model import ProteinModel
 from protembed.sequences.alphabet import PROTEMBED, STANDARD_RESIDUES
-from protembed.training.corpus.corpus import open_corpus, prepare_corpus
 from protembed.training.pretrain.perplexity import perplexity as mean_perplexity
-from tests.conftest import SEQUENCES
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import attention_contacts
-import contenders
-import gpu_train
-import l1_regression
-import loss_curve
-import perplexity
-import regression
-import slices
 
 
 @pytest.fixture(scope="module")
@@ -144,54 +138,6 @@ class TestLossCurve:
         assert tokens.tolist() == [1000, 2000, 3000, 4000, 5000]
         with pytest.raises(InputError, match="too few"):
             loss_curve.read([path], from_tokens=2500)
-
-
-class TestTransport:
-    @pytest.fixture
-    def corpus(self, tmp_path: Path) -> Path:
-        train, valid = tmp_path / "a.fasta", tmp_path / "v.fasta"
-        names = ["one", "two", "one", "three", "two", "one"]
-        proteins = zip(names, SEQUENCES.values(), strict=True)
-        train.write_text("".join(f">{i} cluster={name}\n{text}\n" for i, (name, text) in enumerate(proteins)))
-        valid.write_text(">v\nMKTAYIAKQRBXUZOW\n")
-        prepare_corpus([str(train)], tmp_path / "corpus", PROTEMBED, valid=[str(valid)])
-        train.unlink()  # it must not be needed
-        return tmp_path / "corpus"
-
-    def test_a_corpus_comes_back_as_it_was(self, corpus: Path, tmp_path: Path) -> None:
-        files = gpu_train.pack(corpus, tmp_path / "sent", limit=300)
-        assert len(files) > 2
-        assert all(path.stat().st_size <= 300 for path in files[1:])
-        gpu_train.unpack(tmp_path / "sent", tmp_path / "there")
-        before, after = (open_corpus(folder, PROTEMBED) for folder in (corpus, tmp_path / "there"))
-        for split in ("train", "valid"):
-            one, two = getattr(before, split), getattr(after, split)
-            assert [one[i].tolist() for i in range(len(one))] == [two[i].tolist() for i in range(len(two))]
-            assert np.array_equal(one.clusters, two.clusters)
-        assert after.statistics == before.statistics
-        assert len(after.train.clusters) - 1 == 3
-
-    def test_a_damaged_slice_is_named(self, corpus: Path, tmp_path: Path) -> None:
-        files = gpu_train.pack(corpus, tmp_path / "sent", limit=300)
-        files[2].write_bytes(bytes(files[2].stat().st_size))
-        with pytest.raises(InputError, match=files[2].name):
-            gpu_train.unpack(tmp_path / "sent", tmp_path / "there")
-        assert not (tmp_path / "there").exists()
-
-    def test_slices_are_the_file(self, tmp_path: Path) -> None:
-        (tmp_path / "x.bin").write_bytes(bytes(range(256)) * 5)
-        files = slices.cut(tmp_path / "x.bin", tmp_path / "cut", limit=500)
-        assert [path.stat().st_size for path in files[1:]] == [500, 500, 280]
-        slices.join(tmp_path / "cut", tmp_path / "y.bin")
-        assert (tmp_path / "y.bin").read_bytes() == (tmp_path / "x.bin").read_bytes()
-
-    def test_shards_become_one_checkpoint(self, model: ProteinModel, model_file: Path, tmp_path: Path) -> None:
-        gpu_train.shards(model_file, tmp_path / "back", limit=20_000, dtype=torch.float16)
-        gpu_train.join(tmp_path / "back", tmp_path / "whole.safetensors")
-        loaded = checkpoint.load(tmp_path / "whole.safetensors", device=torch.device("cpu"))
-        assert loaded.card.encoder == model.card.encoder
-        for name, tensor in model.state_dict().items():
-            assert torch.equal(loaded.state_dict()[name], tensor.half())
 
 
 ESM_CPP = """

@@ -12,10 +12,10 @@ from protembed.models.head_config import HeadCard
 from protembed.sequences.batching import TokenBatch
 
 Output = tuple[str, int]
-"""A kind (residues, mean, max, cls, logits) and a layer, counted from 0 (embedding) to n_layers."""
+"""A kind (residues, mean, max, cls, logits, profile, pooled) and a layer, counted from 0 (embedding) to n_layers."""
 
 Outputs = Mapping[Output, npt.NDArray[np.floating[Any]]]
-"""Residues and logits are (T, ...) with special tokens in, pooled ones (N, D)."""
+"""Residues, logits and profiles are (T, ...) with special tokens in, pooled ones (N, D)."""
 
 
 class Backend(Protocol):

@@ -14,8 +14,9 @@ from protembed.backends.onnx.cache import find_exported
 from protembed.backends.onnx.file import OnnxFile
 from protembed.checkpoints.find import find_model
 from protembed.checkpoints.registry import show_terms
-from protembed.errors import ModelError, OutputError, UsageError
+from protembed.errors import ModelError, OutputError, UsageError, require_whole
 from protembed.models.config import DEFAULT_MODEL, ModelCard
+from protembed.outputs.files import write_errors
 
 if TYPE_CHECKING:
     from protembed.models.protein_model import ProteinModel
@@ -40,6 +41,10 @@ class ModelOptions:
     checkpoint_version: float | None = None
     n_heads: int | None = None
 
+    def __post_init__(self) -> None:
+        require_whole("threads", self.threads, least=1)
+        require_whole("n_heads", self.n_heads, least=1)
+
 
 def open_model(options: ModelOptions) -> "ProteinModel":
     """Load a model of any supported form into torch."""
@@ -52,10 +57,9 @@ def open_model(options: ModelOptions) -> "ProteinModel":
     path = find_source(options)
     if path.suffix == ONNX:
         raise ModelError(
-            f"{path}: an ONNX file runs under --backend onnx, and cannot be loaded into torch",
+            f"{path}: an ONNX file runs in onnxruntime, and cannot be loaded into torch",
             hint="Give the checkpoint that it was exported from.",
         )
-    _check_threads(options.threads)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
@@ -128,7 +132,6 @@ def _open_onnx(
     path = file if isinstance(file, Path) else file.path
     if not says_everything(options):
         raise UsageError(f"{path}: an ONNX file says everything itself; it takes no variant, version or heads")
-    _check_threads(options.threads)
     backend = OnnxBackend(file, device=options.device, threads=options.threads, other=other)
     if options.dtype not in ("auto", backend.arithmetic):
         raise UsageError(
@@ -161,11 +164,6 @@ def has_gpu() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and threads < 1:
-        raise UsageError("--threads must be at least 1")
-
-
 def convert_model(options: ModelOptions, out: Path, *, overwrite: bool) -> ModelCard:
     """Write any checkpoint as a native one. Raises OutputError when `out` exists and is not to be replaced."""
     from protembed.checkpoints import native as checkpoint
@@ -175,4 +173,5 @@ def convert_model(options: ModelOptions, out: Path, *, overwrite: bool) -> Model
     if out.exists() and not overwrite:
         raise OutputError(f"{out} exists", hint="--overwrite replaces it.")
     model = open_model(options)
-    return checkpoint.save(model, out, dtype=model.encoder.embedding.weight.dtype)
+    with write_errors(out):
+        return checkpoint.save(model, out, dtype=model.encoder.embedding.weight.dtype)

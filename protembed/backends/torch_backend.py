@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from protembed.backends.base import Output, Outputs
-from protembed.checkpoints.foreign.tape_heads import load_tape_head
+from protembed.checkpoints.foreign.heads import load_foreign_head
+from protembed.checkpoints.head_arrays import is_own
 from protembed.checkpoints.head_files import load_head
 from protembed.errors import OutOfMemoryError, UsageError
 from protembed.models.head_config import HeadCard
@@ -172,10 +173,10 @@ class TorchBackend:
 
     def attach(self, path: Path) -> HeadCard:
         if path not in self._cards:
-            if path.suffix == ".safetensors":
+            if is_own(path):
                 head, card = load_head(path, device=self._device)
             else:
-                head, card = load_tape_head(path, self.card, device=self._device)
+                head, card = load_foreign_head(path, self.card, device=self._device)
             card.require_encoder(self.card)
             if card.task in self._heads:
                 raise UsageError(f"{path}: there is another head for {card.task}", hint="One head a task in one run.")

@@ -30,10 +30,14 @@ def find_model(name: str, *, offline: bool = False) -> Path:
 
     With `offline` or HF_HUB_OFFLINE=1 nothing is downloaded. Raises ModelError, DependencyError.
     """
+    if not name.strip():
+        raise ModelError(
+            "no model is named", hint="`protembed models` lists the names; or give the path of a checkpoint."
+        )
     if (bundled := bundled_models().get(name)) is not None:
         return bundled
-    if Path(name).exists():
-        return Path(name)
+    if (path := _existing(name)) is not None:
+        return path
     known = find_known(name)
     if known is not None:
         show_terms(known.license)
@@ -51,6 +55,15 @@ def find_model(name: str, *, offline: bool = False) -> Path:
     return hub.download(repos[0]).folder
 
 
+def _existing(name: str) -> Path | None:
+    """Return the file or folder of a name, if there is one; `.` and the like under their full name."""
+    try:
+        path = Path(name)
+        return (path if path.name else path.resolve()) if path.exists() else None
+    except (OSError, ValueError):  # too long for a path, or with a NUL in it
+        return None
+
+
 def heads_folder() -> Path:
     """Return the folder of the bundled heads."""
     return weights_folder() / "heads"
@@ -64,13 +77,13 @@ def bundled_head(task: str, model: str) -> Path:
 def find_head(task: str, model: ModelCard) -> Path:
     """Return the file of a head: the bundled one of a known task, or a path. Raises UsageError, ModelError."""
     if task not in TASKS:
-        if Path(task).exists():
-            return Path(task)
+        if (path := _existing(task)) is not None:
+            return path
         if Path(task).suffix or "/" in task:
             raise ModelError(f"{task}: no such head", hint="Check the path; `--task list` names the tasks.")
         find_task(task)
     path = bundled_head(task, model.name)
-    if not path.is_file():
+    if _existing(str(path)) is None:
         raise ModelError(
             f"no head for {task} is bundled with the model {model.name}",
             hint="Train one with `protembed train`, and use it by --task path/to/head.safetensors.",
@@ -87,7 +100,7 @@ def repos_of(name: str, known: KnownModel | None) -> tuple[str, ...]:
                 hint=f"It is published at {known.published}. Download it there and give its path: -m PATH",
             )
         return known.repos
-    if not _REPO.fullmatch(name) or Path(name).suffix in _FILES or Path(name).parent.is_dir():
+    if len(name) > 200 or not _REPO.fullmatch(name) or Path(name).suffix in _FILES or Path(name).parent.is_dir():
         raise unknown_model(name)
     return (name,)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
+from protembed.checkpoints.header import card_fields, in_file, open_tensors
 from protembed.errors import ModelError
 from protembed.models.head_config import HeadCard
+from protembed.models.head_shapes import head_shapes
 
 KEY = "protembed_head"
 FORMAT = "1"
@@ -33,42 +34,43 @@ def to_metadata(card: HeadCard) -> dict[str, str]:
     return {KEY: json.dumps({"format": FORMAT, **card.to_dict()})}
 
 
+def is_own(path: Path) -> bool:
+    """Tell whether a file is one of ours (a head, or a model by mistake), not a fine-tuned model of another program.
+
+    Raises ModelError when it is damaged.
+    """
+    if not path.is_file() or path.suffix != ".safetensors":
+        return False
+    with open_tensors(path, "np") as file:
+        return any(key.startswith("protembed") for key in file.metadata() or {})
+
+
 def read_head_card(path: Path) -> HeadCard:
     """Read the card of a head without its weights. Raises ModelError."""
     return _read(path, weights=False)[0]
 
 
 def read_head(path: Path) -> tuple[HeadCard, Arrays]:
-    """Read a head, its weights as they are stored, and check them against its digest.
+    """Read a head, its weights as they are stored, and check them against its card and digest.
 
     Raises ModelError when the file is cut short, altered, or no head.
     """
     card, arrays = _read(path, weights=True)
     if digest(arrays) != card.sha256:
         raise ModelError(f"{path}: the weights do not match their checksum", hint="The file is damaged: copy it again.")
+    shapes = head_shapes(card.config)
+    if shapes is not None and {name: array.shape for name, array in arrays.items()} != shapes:
+        raise ModelError(f"{path}: the weights do not fit the head's card")
     return card, arrays
 
 
 def _read(path: Path, *, weights: bool) -> tuple[HeadCard, dict[str, npt.NDArray[Any]]]:
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = dict(file.metadata() or {})
-            names = file.keys() if weights else ()
-            arrays = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as safetensors ({error})", hint="Is the file complete? Copy it again."
-        ) from error
-    if KEY not in metadata:
-        raise ModelError(f"{path}: is not a task head", hint="`protembed train` writes heads; -m names a model.")
-    try:
-        values = json.loads(metadata[KEY])
-        if values.pop("format", None) != FORMAT:
-            raise ModelError("written by another version of protembed", hint="pip install --upgrade protembed")
-        return HeadCard.from_dict(values), arrays
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}", hint=error.hint) from error
-    except (ValueError, AttributeError) as error:
-        raise ModelError(
-            f"{path}: the head's card cannot be read ({error})", hint="The file is damaged: copy it again."
-        ) from error
+    with open_tensors(path, "np") as file:
+        metadata = dict(file.metadata() or {})
+        if KEY not in metadata:
+            raise ModelError(f"{path}: is not a task head", hint="`protembed train` writes heads; -m names a model.")
+        values = card_fields(path, metadata, KEY, version=FORMAT, what="the head's card")
+        with in_file(path):
+            card = HeadCard.from_dict(values)
+        names = file.keys() if weights else ()
+        return card, {name: file.get_tensor(name) for name in names}

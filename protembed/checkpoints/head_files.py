@@ -1,14 +1,12 @@
-"""Heads into files, and out of them into torch; arrays.py has the form."""
+"""Heads into files, and out of them into torch; head_arrays.py has the form."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from protembed.checkpoints.head_arrays import read_head, to_metadata
-from protembed.checkpoints.native import digest
+from protembed.checkpoints.native import digest, write_tensors
 from protembed.errors import ModelError
 from protembed.models.head_config import HeadCard
 from protembed.models.heads.base import TaskHead
@@ -30,13 +28,7 @@ def save_head(head: TaskHead, card: HeadCard, path: Path, *, dtype: torch.dtype 
     stored = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
     tensors = {name: tensor.to(dtype) if name in weights else tensor for name, tensor in stored.items()}
     card = replace(card, config=head.config, sha256=digest(tensors))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, to_metadata(card))
-        temporary.chmod(0o644)  # safetensors writes for the owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(tensors, path, to_metadata(card))
     return card
 
 
@@ -46,10 +38,11 @@ def load_head(path: Path, *, device: torch.device) -> tuple[TaskHead, HeadCard]:
     Raises ModelError when the file is cut short, altered, or does not fit its card.
     """
     card, arrays = read_head(path)
-    head = make_head(card.config)
-    expected = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in make_head(card.config).state_dict().items()}
     if {name: array.shape for name, array in arrays.items()} != expected:
         raise ModelError(f"{path}: the weights do not fit the head's card")
+    head = make_head(card.config)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     head.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     return head.to(device).requires_grad_(False).eval(), card

@@ -1,8 +1,8 @@
 """The cache of the Hugging Face hub: finding a model in it, without the hub's package, and downloading one into it."""
 
 import hashlib
-import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protembed.errors import DependencyError, ModelError
+from protembed.schema import read_object
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -60,11 +61,14 @@ def find_cached(repo: str) -> Path | None:
     """Return the folder of a model in the cache; None when it, or any file of its weights, is not there."""
     home = repo_folder(repo)
     try:
-        revision = (home / "refs" / "main").read_text(encoding="utf-8").strip()
+        with (home / "refs" / "main").open("rb") as file:
+            revision = file.read(100).decode("ascii", errors="replace").strip()
     except OSError:
         return None
+    if not re.fullmatch(r"[\w-][\w.-]*", revision):  # a path would lead out of the cache
+        return None
     snapshot = home / "snapshots" / revision
-    return snapshot if revision and _is_complete(snapshot) else None
+    return snapshot if _is_complete(snapshot) else None
 
 
 def download(repo: str) -> Snapshot:
@@ -109,10 +113,22 @@ def _is_complete(folder: Path) -> bool:
     chosen = choose_files(files)
     indexes = [name for name in chosen if name.endswith(".index.json")]
     try:
-        shards = {shard for name in indexes for shard in json.loads((folder / name).read_text())["weight_map"].values()}
-    except (ValueError, KeyError):
+        shards = {shard for name in indexes for shard in shard_names(folder / name)}
+    except ModelError:
         return False
     return bool(chosen) and shards <= set(chosen)
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the files that an index of shards names, which must lie beside it. Raises ModelError."""
+    named = read_object(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise ModelError(f"{index}: does not list the shards under weight_map")
+    names = sorted(set(named.values()))
+    outside = next((name for name in names if name in ("", "..") or Path(name).name != name), None)
+    if outside is not None:
+        raise ModelError(f"{index}: names {outside!r}, which does not lie beside it")
+    return names
 
 
 def _verify(path: Path, published: "RepoSibling") -> None:

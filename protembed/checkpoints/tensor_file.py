@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from protembed.errors import ModelError
+from protembed.checkpoints.header import open_tensors
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Types that weights are stored in; whole numbers and 8-bit floats are quantised weights, which need their scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +31,12 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with safe_open(path, framework="pt") as file:
-                self.metadata: dict[str, str] = dict(file.metadata() or {})
-                self.specs = {name: Spec.of(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path}: cannot be read as safetensors ({error})", hint="Is the file complete? Copy it again."
-            ) from error
+        with open_tensors(path, "pt") as file:
+            self.metadata: dict[str, str] = dict(file.metadata() or {})
+            self.specs = {name: Spec.of(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
 
-    def read(self, name: str) -> Tensor:
-        """Return one tensor, a view of the file: copy what is kept."""
-        with safe_open(self.path, framework="pt") as file:
+    def read(self, name: str, *, keep: bool = False) -> Tensor:
+        """Return one tensor, a view of the file: copy what is kept. It can be read again, `keep` or not."""
+        with open_tensors(self.path, "pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor

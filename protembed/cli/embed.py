@@ -8,16 +8,24 @@ import typer
 from protembed.cli.app import app
 from protembed.cli.console import Console, print_table
 from protembed.cli.options import (
+    Backend,
     CheckpointVersion,
     Device,
     Dtype,
+    Duplicates,
+    Empty,
+    Expect,
     Heads,
     Inputs,
+    Key,
     ModelName,
     Offline,
     Overwrite,
     Quiet,
+    Resume,
+    ShardOf,
     Threads,
+    Unknown,
     Variant,
     carry_out,
     told,
@@ -40,18 +48,20 @@ def embed(
         Literal["float32", "float16"] | None, typer.Option(help="What is written (residues: float16).")
     ] = None,
     device: Device = "auto",
-    backend: Annotated[Literal["auto", "torch", "onnx"], typer.Option(help="Runtime.")] = "auto",
+    backend: Backend = "auto",
     threads: Threads = None,
     max_tokens: Annotated[str, typer.Option(help="Token budget of a batch, or auto.")] = "auto",
     long: Annotated[
         Literal["split", "truncate", "error", "skip"], typer.Option(help="What happens past the model's limit.")
     ] = "split",
     max_length: Annotated[int | None, typer.Option(help="Set or lower that limit (residues).")] = None,
-    unknown: Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know.")] = "x",
-    duplicates: Annotated[Literal["error", "suffix", "first"], typer.Option(help="Two records with one id.")] = "error",
-    key: Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the HDF5 file.")] = "id",
-    shard: Annotated[str, typer.Option(help="Do part I of N (I/N), or the SLURM array's (slurm).")] = "1/1",
-    resume: Annotated[bool, typer.Option(help="Go on with an output that is not complete.")] = False,
+    unknown: Unknown = "x",
+    expect: Expect = "warn",
+    empty: Empty = "error",
+    duplicates: Duplicates = "error",
+    key: Key = "id",
+    shard: ShardOf = "1/1",
+    resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; compute nothing.")] = False,
     offline: Offline = False,
@@ -63,14 +73,12 @@ def embed(
     """Turn FASTA into embeddings, written to HDF5."""
     from protembed.backends.load import ModelOptions, open_backend
     from protembed.inference.embed import EmbedOptions
-    from protembed.inference.run import EmbedJob, JobOptions, parse_budget
-    from protembed.outputs.target import Target
-    from protembed.sequences.records import input_files
+    from protembed.inference.embed_run import EmbedOutput, embed_run
+    from protembed.inference.run import RunOptions, parse_budget
     from protembed.sequences.shard import parse_shard
+    from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
-    part, budget = parse_shard(shard), parse_budget(max_tokens)
-    target = Target.of(out, residues, part)
     loading = ModelOptions(
         model=model,
         device=device,
@@ -84,22 +92,24 @@ def embed(
         pool=pool if out else None,
         residues=residues is not None,
         layer=layer,
-        max_tokens=budget,
+        max_tokens=parse_budget(max_tokens),
         long=long,
         max_length=max_length,
     )
-    job = JobOptions(
-        target=target,
+    output = EmbedOutput(proteins=out, residues=residues, store_dtype=store_dtype)
+    running = RunOptions(
         unknown=unknown,
+        expect=expect,
+        empty=empty,
         duplicates=duplicates,
         key=key,
-        store_dtype=store_dtype,
-        shard=part,
+        shard=parse_shard(shard, out or residues),
         resume=resume,
         overwrite=overwrite,
+        reads=(model,),
     )
-    with input_files(inputs) as paths:
-        run = EmbedJob(paths, open_backend(loading), options, job)
+    with input_files(inputs, beside=(out or residues or Path()).parent) as paths:
+        run = embed_run(paths, open_backend(loading), options, output, running)
         if dry_run:
             print_table("dry run", ["what", "value"], run.plan())
             return
@@ -116,9 +126,17 @@ def contacts(
     store_dtype: Annotated[Literal["float32", "float16"], typer.Option(help="What is written.")] = "float16",
     device: Device = "auto",
     threads: Threads = None,
-    unknown: Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know.")] = "x",
-    key: Annotated[Literal["id", "md5", "biotrainer"], typer.Option(help="Names in the HDF5 file.")] = "id",
-    resume: Annotated[bool, typer.Option(help="Go on with an output that is not complete.")] = False,
+    long: Annotated[
+        Literal["skip", "error"], typer.Option(help="What happens past the model's limit: a map needs all at once.")
+    ] = "skip",
+    max_length: Annotated[int | None, typer.Option(help="Set or lower that limit (residues).")] = None,
+    unknown: Unknown = "x",
+    expect: Expect = "warn",
+    empty: Empty = "error",
+    duplicates: Duplicates = "error",
+    key: Key = "id",
+    shard: ShardOf = "1/1",
+    resume: Resume = False,
     overwrite: Overwrite = False,
     offline: Offline = False,
     n_heads: Heads = None,
@@ -126,16 +144,26 @@ def contacts(
 ) -> None:
     """Turn FASTA into probabilities of contact between residues; the model must have a contact regression (ESM-2)."""
     from protembed.backends.load import ModelOptions, open_backend
-    from protembed.inference.contacts import ContactJob, ContactOptions
-    from protembed.sequences.records import input_files
+    from protembed.inference.contacts import ContactOptions, contact_run
+    from protembed.inference.run import RunOptions
+    from protembed.sequences.shard import parse_shard
+    from protembed.sequences.spool import input_files
 
     console = Console(quiet=quiet)
     loading = ModelOptions(
         model=model, device=device, dtype=dtype, backend="torch", threads=threads, offline=offline, n_heads=n_heads
     )
-    options = ContactOptions(
-        out=out, plots=plot, store_dtype=store_dtype, unknown=unknown, key=key, resume=resume, overwrite=overwrite
+    options = ContactOptions(out=out, plots=plot, store_dtype=store_dtype, long=long, max_length=max_length)
+    running = RunOptions(
+        unknown=unknown,
+        expect=expect,
+        empty=empty,
+        duplicates=duplicates,
+        key=key,
+        shard=parse_shard(shard, out),
+        resume=resume,
+        overwrite=overwrite,
+        reads=(model,),
     )
-    with input_files(inputs) as paths:
-        run = ContactJob(paths, open_backend(loading), options)
-        carry_out(run, console)
+    with input_files(inputs, beside=out.parent) as paths:
+        carry_out(contact_run(paths, open_backend(loading), options, running), console)

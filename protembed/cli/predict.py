@@ -7,7 +7,28 @@ import typer
 
 from protembed.cli.app import app
 from protembed.cli.console import Console, print_data, print_table
-from protembed.cli.options import Device, Dtype, Heads, ModelName, Offline, Overwrite, Quiet, Threads, carry_out
+from protembed.cli.options import (
+    Backend,
+    CheckpointVersion,
+    Device,
+    Dtype,
+    Duplicates,
+    Empty,
+    Expect,
+    Heads,
+    Key,
+    ModelName,
+    Offline,
+    Overwrite,
+    Quiet,
+    Resume,
+    ShardOf,
+    Threads,
+    Unknown,
+    Variant,
+    carry_out,
+    told,
+)
 from protembed.errors import UsageError
 from protembed.models.config import DEFAULT_MODEL
 
@@ -23,14 +44,12 @@ MaxTokens = Annotated[str, typer.Option(help="Token budget of a batch, or auto."
 @app.command()
 def predict(
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="FASTA files (plain, gzip, xz, bzip2), - for standard input.")
+        list[str] | None, typer.Argument(help="FASTA files (plain, gzip, xz, bzip2, zstd), - for standard input.")
     ] = None,
     task: Annotated[
         str, typer.Option(help="Names or paths of heads, by commas: ss3,disorder; `list` shows them.")
     ] = "",
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The file to write; default: standard output.")
-    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write; - is standard output.")] = Path("-"),
     form: Annotated[
         Literal["tsv", "jsonl", "fasta", "h5"] | None,
         typer.Option("--format", help="Default: by the ending of the output, else tsv."),
@@ -39,13 +58,22 @@ def predict(
     plot: Annotated[Path | None, typer.Option(help="A folder for pictures (PNG), one a protein.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    backend: Backend = "auto",
     threads: Threads = None,
     max_tokens: MaxTokens = "auto",
     long: LongPolicy = "split",
     max_length: Annotated[int | None, typer.Option(help="Set or lower that limit (residues).")] = None,
-    unknown: Annotated[Literal["x", "error"], typer.Option(help="Letters that the model does not know.")] = "x",
+    unknown: Unknown = "x",
+    expect: Expect = "warn",
+    empty: Empty = "error",
+    duplicates: Duplicates = "error",
+    key: Key = "id",
+    shard: ShardOf = "1/1",
+    resume: Resume = False,
     overwrite: Overwrite = False,
     offline: Offline = False,
+    variant: Variant = None,
+    checkpoint_version: CheckpointVersion = None,
     n_heads: Heads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -56,9 +84,10 @@ def predict(
     """
     from protembed.backends.load import ModelOptions, open_backend
     from protembed.inference.predict import PredictOptions, list_tasks
-    from protembed.inference.predict_run import PredictionOutput, PredictJob
-    from protembed.inference.run import parse_budget
-    from protembed.sequences.records import input_files
+    from protembed.inference.predict_run import PredictionOutput, predict_run
+    from protembed.inference.run import RunOptions, parse_budget
+    from protembed.sequences.shard import parse_shard
+    from protembed.sequences.spool import input_files
 
     if task == "list":
         print_table("tasks", *list_tasks(Path(model).stem))
@@ -66,11 +95,31 @@ def predict(
     if not inputs:
         raise UsageError("no input is named", hint="A FASTA file, or - for standard input.")
     names = tuple(name for name in task.split(",") if name)
-    output = PredictionOutput(tasks=names, out=out, format=form, plots=plot, unknown=unknown, overwrite=overwrite)
+    output = PredictionOutput(tasks=names, out=out, format=form, plots=plot)
     options = PredictOptions(max_tokens=parse_budget(max_tokens), long=long, max_length=max_length)
-    loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)
-    with input_files(inputs) as paths:
-        carry_out(PredictJob(paths, open_backend(loading), options, output), Console(quiet=quiet))
+    loading = ModelOptions(
+        model=model,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        threads=threads,
+        offline=offline,
+        **told(variant, checkpoint_version, n_heads),
+    )
+    running = RunOptions(
+        unknown=unknown,
+        expect=expect,
+        empty=empty,
+        duplicates=duplicates,
+        key=key,
+        shard=parse_shard(shard, out),
+        resume=resume,
+        overwrite=overwrite,
+        reads=(model, *names),
+    )
+    with input_files(inputs, beside=out.parent) as paths:
+        console = Console(quiet=quiet, data=str(out) == "-")
+        carry_out(predict_run(paths, open_backend(loading), options, output, running), console)
 
 
 @app.command()
@@ -88,10 +137,13 @@ def evaluate(
     model: ModelName = DEFAULT_MODEL,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    backend: Backend = "auto",
     threads: Threads = None,
     max_tokens: MaxTokens = "auto",
     long: LongPolicy = "split",
     offline: Offline = False,
+    variant: Variant = None,
+    checkpoint_version: CheckpointVersion = None,
     n_heads: Heads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -102,7 +154,15 @@ def evaluate(
     from protembed.inference.run import parse_budget
 
     console = Console(quiet=quiet)
-    loading = ModelOptions(model=model, device=device, dtype=dtype, threads=threads, offline=offline, n_heads=n_heads)
+    loading = ModelOptions(
+        model=model,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        threads=threads,
+        offline=offline,
+        **told(variant, checkpoint_version, n_heads),
+    )
     filters = _filters(where or [])
     options = EvaluateOptions(
         task=task, data=data, head=head, split=split, where=filters, longest=longest, tape_batch=tape_batch

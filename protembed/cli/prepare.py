@@ -9,6 +9,12 @@ from protembed.cli.app import app
 from protembed.cli.console import Console, print_table
 from protembed.cli.options import Overwrite, Quiet
 
+_HOMOLOGS = (
+    "Homologs of the proteins, to train on profiles: hits of MMseqs2 (columns query, target, fident, qstart, qend, "
+    "tstart, tend, evalue, cigar), or a3m, a file or a folder of them; may be repeated."
+)
+Homologs = Annotated[list[str] | None, typer.Option(help=_HOMOLOGS)]
+
 
 @app.command()
 def prepare(
@@ -23,6 +29,7 @@ def prepare(
     min_residues: Annotated[int, typer.Option(help="Drop shorter proteins.", min=1)] = 1,
     workers: Annotated[int, typer.Option(help="Files read at once.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of the choice of validation clusters.", min=0)] = 0,
+    homologs: Homologs = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -40,8 +47,10 @@ def prepare(
         workers=workers,
         seed=seed,
         overwrite=overwrite,
+        homologs=tuple(homologs or ()),
     )
     with Console(quiet=quiet).meter(job.size, "bytes") as meter:
         for progress in job.run():
-            meter.update(progress.size, f"{progress.residues:,} residues")
+            done = f"{progress.homologs:,} homologs" if progress.homologs else f"{progress.residues:,} residues"
+            meter.update(progress.size, done)
     print_table(str(out), *open_corpus(out, PROTEMBED).statistics.table())

@@ -1,5 +1,6 @@
 """protembed train."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from protembed.cli.app import app
 from protembed.cli.console import Console, print_table
 from protembed.cli.options import Quiet
 from protembed.cli.pretrain import pretrain
+from protembed.errors import UsageError
 
 if TYPE_CHECKING:
     from protembed.training.finetune.trainer import HeadTrainer
@@ -33,7 +35,20 @@ def train(
     if "task" not in (values := read_toml(config)) and "model" in values:
         pretrain(config, settings, quiet=quiet)
         return
+    _require_one_process()
     _carry_out(HeadTrainer(load_task_config(config, settings or [])), Console(quiet=quiet))
+
+
+def _require_one_process() -> None:
+    """Raise UsageError under a launcher of several: each would train the same head into the same folder."""
+    from protembed.training.launch import find_launch
+
+    launch = find_launch(os.environ)
+    if launch.size > 1:
+        raise UsageError(
+            f"a head is trained by one process, and {launch.by} started {launch.size}",
+            hint="Start it without torchrun, or with srun -n 1. Only pretraining is divided among processes.",
+        )
 
 
 def _carry_out(trainer: "HeadTrainer", console: Console) -> None:
@@ -50,5 +65,5 @@ def _carry_out(trainer: "HeadTrainer", console: Console) -> None:
             console.say(f"told to end: {trainer.result} holds the best head so far")
         raise
     print_table(trainer.task.name, ["what", "value"], [[name, f"{v:g}"] for name, v in trainer.results.items()])
-    console.say(f"{trainer.result}: ready for protembed predict{trainer.usage()} --task {trainer.result}")
+    console.say(f"{trainer.result}: ready for protembed predict {trainer.usage()}")
     console.say(draw_curve(trainer.run_folder))

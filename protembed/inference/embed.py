@@ -3,24 +3,16 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from protembed.backends.base import Backend
-from protembed.errors import UsageError
-from protembed.sequences.batching import TokenBatch, pack
+from protembed.errors import UsageError, require_whole
+from protembed.inference.assembly import Cutting, Windows, compute_batches
+from protembed.sequences.batching import TokenBatch
 from protembed.sequences.records import Record
-from protembed.sequences.windows import (
-    Array,
-    Failure,
-    LongPolicy,
-    Piece,
-    average_windows,
-    cut,
-    residue_limit,
-    run_pieces,
-)
+from protembed.sequences.windows import Array, Failure, LongPolicy, Piece, average_windows
 
 Pool = Literal["mean", "max", "cls", "mean+max"]
 
@@ -41,8 +33,15 @@ class EmbedOptions:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_length is not None and self.max_length < 2:
-            raise UsageError(f"--max-length {self.max_length} is too small", hint="Give at least 2 residues.")
+        require_whole("layer", self.layer)
+        require_whole("max_tokens", self.max_tokens, least=1)
+        require_whole("max_length", self.max_length, least=2)
+        if self.pool is not None and self.pool not in get_args(Pool):
+            raise UsageError(f"pool {self.pool!r} is unknown", hint=f"Known: {', '.join(get_args(Pool))}.")
+
+    @property
+    def cutting(self) -> Cutting:
+        return Cutting(long=self.long, max_length=self.max_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,30 +58,16 @@ class Embedding:
 
 
 def embed_batches(
-    records: Iterable[Record], backend: Backend, options: EmbedOptions
+    records: Iterable[Record], backend: Backend, options: EmbedOptions, budget: int | None = None
 ) -> Iterator[list[Embedding | Failure]]:
-    """Embed records under a token budget; yield the records that are complete after a batch, in input order.
+    """Embed records under a token budget; yield the records that are complete after a batch; see `compute_batches`.
 
-    Beginning anew at the first record that is not yet out makes the same batches as going on.
-    A batch that does not fit into memory is halved until it does; a single protein that does not fit is a Failure,
-    and so is one that `long="skip"` leaves out or whose embedding is not finite: no record is ever lost.
+    `budget` comes before that of the options, and the backend's own last. An embedding that is not finite is a Failure.
     """
-    budget = options.max_tokens or backend.budget()
-    pieces = cut(
-        records, backend.card.alphabet, residue_limit(backend.card.max_residues, options.max_length), long=options.long
-    )
+    if budget is None:
+        budget = backend.budget() if options.max_tokens is None else options.max_tokens
     compute = partial(_compute, backend=backend, options=options)
-    pending = _Assembly(options)
-    done: list[Embedding | Failure] = []
-    nothing: dict[str, Array] = {}
-    for group in pack(pieces, size=lambda p: len(p.tokens) if isinstance(p, Piece) else 0, budget=budget):
-        for piece, result in run_pieces(group, compute, nothing):
-            done += pending.add(piece, result)
-        if not pending.open:
-            yield done
-            done = []
-    if done:
-        yield done
+    return compute_batches(records, backend, options.cutting, budget, compute, partial(_put_together, options=options))
 
 
 def embed(
@@ -114,57 +99,26 @@ def _compute(pieces: Sequence[Piece], backend: Backend, options: EmbedOptions) -
     return results
 
 
-class _Assembly:
-    """Puts the windows of a long protein together again; whole proteins pass through."""
+def _put_together(windows: Windows, options: EmbedOptions) -> Embedding | Failure:
+    """Make one embedding of the outputs of a protein, or of its windows."""
+    record = windows[0][0].record
+    outputs = windows[0][1] if len(windows) == 1 else _join(windows, options)
+    vector = np.concatenate([outputs[kind] for kind in options.pool.split("+")]) if options.pool else None
+    residues = outputs["residues"] if options.residues else None
+    if not all(np.isfinite(values).all() for values in (vector, residues) if values is not None):
+        return Failure(record=record, reason="the embedding is not finite; --dtype float32 may help")
+    return Embedding(record=record, vector=vector, residues=residues)
 
-    def __init__(self, options: EmbedOptions) -> None:
-        self._options = options
-        self._windows: list[tuple[Piece, dict[str, Array]]] = []
-        self._failed: Failure | None = None
 
-    @property
-    def open(self) -> bool:
-        """Whether a protein has windows in and others still to come."""
-        return bool(self._windows)
-
-    def add(self, piece: Piece | Failure, result: dict[str, Array]) -> list[Embedding | Failure]:
-        """Take the next piece; return the records that are complete with it, none or one."""
-        if isinstance(piece, Failure):
-            return self._fail(piece)
-        if piece.whole:
-            return [self._finish(piece.record, result)]
-        if self._failed is not None and self._failed.record is piece.record:
-            return []
-        self._windows.append((piece, result))
-        if not piece.last:
-            return []
-        windows, self._windows = self._windows, []
-        return [self._finish(piece.record, self._join(windows))]
-
-    def _fail(self, failure: Failure) -> list[Embedding | Failure]:
-        """A record fails once, whichever and however many of its windows do."""
-        if self._failed is not None and self._failed.record is failure.record:
-            return []
-        self._windows, self._failed = [], failure
-        return [failure]
-
-    def _join(self, windows: list[tuple[Piece, dict[str, Array]]]) -> dict[str, Array]:
-        """Average overlapping windows residue by residue, then pool; `cls` is the mean of the windows' own."""
-        residues = average_windows([(piece, result["residues"]) for piece, result in windows])
-        joined: dict[str, Array] = {"residues": residues}
-        for kind in self._options.pool.split("+") if self._options.pool else []:
-            if kind == "cls":
-                joined[kind] = np.mean([result[kind] for _, result in windows], axis=0, dtype=np.float32)
-            else:
-                mean = residues.mean(axis=0, dtype=np.float64).astype(np.float32)
-                joined[kind] = mean if kind == "mean" else residues.max(axis=0)
-        return joined
-
-    def _finish(self, record: Record, result: dict[str, Array]) -> Embedding | Failure:
-        vector = None
-        if self._options.pool:
-            vector = np.concatenate([result[kind] for kind in self._options.pool.split("+")])
-        residues = result["residues"] if self._options.residues else None
-        if not all(np.isfinite(values).all() for values in (vector, residues) if values is not None):
-            return Failure(record=record, reason="the embedding is not finite; --dtype float32 may help")
-        return Embedding(record=record, vector=vector, residues=residues)
+def _join(windows: Windows, options: EmbedOptions) -> dict[str, Array]:
+    """Average overlapping windows residue by residue, then pool; `cls` is the mean of the windows' own."""
+    residues = average_windows([(piece, outputs["residues"]) for piece, outputs in windows])
+    joined: dict[str, Array] = {"residues": residues}
+    for kind in options.pool.split("+") if options.pool else []:
+        if kind == "cls":
+            joined[kind] = np.mean([outputs[kind] for _, outputs in windows], axis=0, dtype=np.float32)
+        elif kind == "mean":
+            joined[kind] = residues.mean(axis=0, dtype=np.float64).astype(np.float32)
+        else:
+            joined[kind] = residues.max(axis=0)
+    return joined

@@ -26,6 +26,7 @@ from protembed.tasks.metrics import (
     calibration_error,
     class_table,
     confusion_matrix,
+    same_proteins,
     tape_precision,
     top_contacts,
 )
@@ -42,6 +43,7 @@ class EvaluateOptions:
 
     `head` is the path of a head that is not the bundled one; `split` None means the task's test set; `where` are
     attributes that proteins must have; `tape_batch` adds TAPE's own contact function over batches of so many.
+    Proteins whose sequences are among `trained`, those that the head has seen, are left out.
     """
 
     task: str
@@ -51,6 +53,7 @@ class EvaluateOptions:
     where: Mapping[str, str] = field(default_factory=dict)
     longest: int | None = None
     tape_batch: int | None = None
+    trained: frozenset[str] = frozenset()
     draws: int = 1000
     seed: int = 0
 
@@ -74,21 +77,24 @@ class Evaluation:
             where=options.where,
             longest=options.longest,
         )
+        self._proteins = [p for p in self.data.proteins if p.record.sequence not in options.trained]
         self._found: list[tuple[Labelled, Prediction]] = []
         self._contacts = ContactFigures(options.tape_batch)
         self._left_out = dict(self.data.left_out)
+        if seen := len(self.data.proteins) - len(self._proteins):
+            self._left_out["in the training data, too"] = seen
 
     @property
     def residues(self) -> int:
         """Residues of the proteins."""
-        return sum(len(protein.record.sequence) for protein in self.data.proteins)
+        return sum(len(protein.record.sequence) for protein in self._proteins)
 
     def run(self) -> Iterator[Progress]:
         """Predict for every protein; yield how far it is. Raises InputError when none can be predicted."""
         residues = 0
-        records = (protein.record for protein in self.data.proteins)
+        records = (protein.record for protein in self._proteins)
         items = predict(records, self._predictor, [self._head], self._running)
-        for number, (protein, item) in enumerate(zip(self.data.proteins, items, strict=True), start=1):
+        for number, (protein, item) in enumerate(zip(self._proteins, items, strict=True), start=1):
             if isinstance(item, Failure):
                 self._left_out[item.reason] = self._left_out.get(item.reason, 0) + 1
             elif self.task.kind == "contacts":
@@ -114,7 +120,8 @@ class Evaluation:
             pairs, masked = self._contacts.pairs, self._contacts.masked
             return Report(**basis, proteins=self._contacts.proteins, counted=pairs, not_counted=masked, scores=scores)
         targets = [np.atleast_1d(protein.target[protein.counts]) for protein, _ in self._found]
-        owners = np.repeat(np.arange(len(targets)), [len(rows) for rows in targets])
+        proteins = same_proteins([protein.record.sequence for protein, _ in self._found])
+        owners = np.repeat(proteins, [len(rows) for rows in targets])
         target, output = np.concatenate(targets), np.concatenate([_counted(*pair) for pair in self._found])
         basis |= {
             "proteins": len(self._found),
@@ -155,6 +162,7 @@ class ContactFigures:
     """Contact precisions, protein by protein: no map is kept."""
 
     def __init__(self, tape_batch: int | None = None) -> None:
+        self._sequences: list[str] = []
         self._right: dict[str, list[int]] = {}
         self._chosen: dict[str, list[int]] = {}
         self._batch_size = tape_batch
@@ -167,6 +175,7 @@ class ContactFigures:
         contact, counted = protein.contacts()
         length = len(contact)
         self.proteins += 1
+        self._sequences.append(protein.record.sequence)
         here = np.triu(counted, RANGES["short"].low)
         self.pairs += int(here.sum())
         self.masked += len(np.triu_indices(length, RANGES["short"].low)[0]) - int(here.sum())
@@ -183,13 +192,13 @@ class ContactFigures:
     def scores(self, *, draws: int, seed: int) -> list[Score]:
         """Return P@L/5 over all proteins (TAPE), and the mean over proteins of P@L, L/2 and L/5 by range."""
         found = []
-        owners = np.arange(self.proteins)
+        everything, owners = np.arange(self.proteins), same_proteins(self._sequences)
         for name in self._right:
             right, chosen = np.array(self._right[name]), np.array(self._chosen[name])
             figure = partial(pooled if name == CONTACT_METRIC else mean_share, right, chosen)
             low, high = bootstrap_interval(figure, owners, draws=draws, seed=seed)
             label = name if name == CONTACT_METRIC else f"precision_{name}"
-            found.append(Score(name=label, value=figure(owners), low=low, high=high))
+            found.append(Score(name=label, value=figure(everything), low=low, high=high))
         if self._batch_size:
             self._close_batch()
             found.append(Score(name=f"{CONTACT_METRIC}_tape_batches", value=float(np.mean(self._batches))))

@@ -1,24 +1,23 @@
 """Predictions: a stream of records in, a stream of predictions out, in the same order; all tasks in one pass."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 
 from protembed.backends.base import Backend, Predictor
 from protembed.checkpoints.find import bundled_head, find_head
-from protembed.errors import OutOfMemoryError, UsageError
+from protembed.errors import OutOfMemoryError, UsageError, require_whole
+from protembed.inference.assembly import Cutting, Outputs, Windows, compute_batches
 from protembed.inference.memory import available_memory
 from protembed.models.head_config import HeadCard, require_distinct
-from protembed.sequences.batching import TokenBatch, pack
+from protembed.sequences.batching import TokenBatch
 from protembed.sequences.records import Record
-from protembed.sequences.windows import Array, Failure, Piece, average_windows, cut, residue_limit, run_pieces
+from protembed.sequences.windows import Array, Failure, Piece, average_windows
 from protembed.tasks import TASKS
 from protembed.tasks.prediction import Predicted, Prediction
-
-Outputs: TypeAlias = Mapping[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +30,14 @@ class PredictOptions:
     max_tokens: int | None = None
     long: Literal["split", "error", "skip"] = "split"
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        require_whole("max_tokens", self.max_tokens, least=1)
+        require_whole("max_length", self.max_length, least=2)
+
+    @property
+    def cutting(self) -> Cutting:
+        return Cutting(long=self.long, max_length=self.max_length)
 
 
 def list_tasks(model: str) -> tuple[list[str], list[list[str]]]:
@@ -56,38 +63,30 @@ def attach_heads(backend: Backend, tasks: Sequence[str]) -> tuple[Predictor, lis
     return backend, heads
 
 
+def predict_batches(
+    records: Iterable[Record],
+    predictor: Predictor,
+    heads: Sequence[HeadCard],
+    options: PredictOptions,
+    budget: int | None = None,
+) -> Iterator[list[Predicted | Failure]]:
+    """Run attached heads on records; yield the records that are complete after a batch; see `compute_batches`.
+
+    `budget` comes before that of the options, and the backend's own last. Outputs that are not finite are a Failure.
+    """
+    if budget is None:
+        budget = predictor.budget() if options.max_tokens is None else options.max_tokens
+    compute = partial(_compute, predictor=predictor, heads=heads)
+    together = partial(_put_together, heads=heads)
+    return compute_batches(records, predictor, options.cutting, budget, compute, together, doing="predicted")
+
+
 def predict(
     records: Iterable[Record], predictor: Predictor, heads: Sequence[HeadCard], options: PredictOptions | None = None
 ) -> Iterator[Predicted | Failure]:
-    """Run attached heads on records; yield one result a record, in input order.
-
-    A batch that does not fit into memory is halved until it does; a single protein that does not fit is a Failure, and
-    so is one that `long="skip"` leaves out, or whose outputs are not finite: no record is ever lost.
-    """
-    options = options or PredictOptions()
-    pieces = cut(
-        records,
-        predictor.card.alphabet,
-        residue_limit(predictor.card.max_residues, options.max_length),
-        long=options.long,
-    )
-    budget = options.max_tokens or predictor.budget()
-    compute = partial(_compute, predictor=predictor, heads=heads)
-    windows: list[tuple[Piece, Outputs]] = []
-    failed: Record | None = None
-    nothing: Outputs = {}
-    for group in pack(pieces, size=lambda p: len(p.tokens) if isinstance(p, Piece) else 0, budget=budget):
-        for piece, outputs in run_pieces(group, compute, nothing):
-            if piece.record is failed:
-                continue  # another window of a protein that has failed already
-            if isinstance(piece, Failure):
-                failed, windows = piece.record, []
-                yield piece
-                continue
-            windows.append((piece, outputs))
-            if piece.last:
-                yield _finish(windows, heads)
-                windows = []
+    """Run attached heads on records; yield one result a record, in input order; see `predict_batches`."""
+    for batch in predict_batches(records, predictor, heads, options or PredictOptions()):
+        yield from batch
 
 
 def _compute(pieces: Sequence[Piece], predictor: Predictor, heads: Sequence[HeadCard]) -> list[Outputs]:
@@ -100,17 +99,7 @@ def _compute(pieces: Sequence[Piece], predictor: Predictor, heads: Sequence[Head
     return [{task: proteins[number] for task, proteins in outputs.items()} for number in range(len(pieces))]
 
 
-def _finish(windows: Sequence[tuple[Piece, Outputs]], heads: Sequence[HeadCard]) -> Predicted | Failure:
-    """Do what `_put_together` does, or say that it takes more memory than there is."""
-    try:
-        return _put_together(windows, heads)
-    except MemoryError:
-        record = windows[0][0].record
-        reason = f"what is predicted of {len(record.sequence)} residues does not fit into memory"
-        return Failure(record=record, reason=reason)
-
-
-def _put_together(windows: Sequence[tuple[Piece, Outputs]], heads: Sequence[HeadCard]) -> Predicted | Failure:
+def _put_together(windows: Windows, heads: Sequence[HeadCard]) -> Predicted | Failure:
     """Put the windows of a protein together, if it has several, and turn outputs into probabilities and values."""
     record = windows[0][0].record
     found = {}
@@ -125,7 +114,7 @@ def _put_together(windows: Sequence[tuple[Piece, Outputs]], heads: Sequence[Head
     return Predicted(record=record, tasks=found)
 
 
-def _join(windows: Sequence[tuple[Piece, Outputs]], head: HeadCard) -> Array:
+def _join(windows: Windows, head: HeadCard) -> Array:
     """Average windows: residue by residue, or over the protein."""
     outputs = [(piece, found[head.task]) for piece, found in windows]
     if not head.config.per_residue:

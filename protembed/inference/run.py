@@ -1,42 +1,54 @@
-"""One run of `protembed embed`: survey the input, go on where an earlier run stopped, embed, write, sum up."""
+"""One run over FASTA files, whatever is computed: survey, keys, shard, resume, progress, failures, summary.
 
-import itertools
+A command says what it computes (`Work`: embed_run, contacts and predict_run have one each); everything else is here.
+"""
+
+import json
 import os
-import shutil
+import re
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from protembed import interrupts
 from protembed.backends.base import Backend
-from protembed.errors import InputError, OutputError, UsageError
-from protembed.inference.embed import EmbedOptions, embed_batches
+from protembed.errors import InputError, OutOfMemoryError, UsageError
+from protembed.inference.assembly import Cutting
 from protembed.models.cost import Estimate, estimate
-from protembed.outputs.hdf5 import Attributes, HDF5Writer, describe_origin
-from protembed.outputs.target import Target
-from protembed.sequences.records import Record, read_fasta
+from protembed.outputs.file_writer import FileWriter, OutputFile, RunIdentity
+from protembed.outputs.stream import StreamWriter
+from protembed.outputs.target import failures_of, refuse_same, require_own_list
+from protembed.outputs.writer import Item, Writer
+from protembed.sequences.composition import ExpectPolicy, UnknownPolicy
+from protembed.sequences.files import AnyPath
+from protembed.sequences.reading import Reading
+from protembed.sequences.records import EmptyPolicy, Record, read_fasta
 from protembed.sequences.shard import Shard
-from protembed.sequences.survey import DuplicatePolicy, KeyKind, Survey, UnknownPolicy, assign_keys, survey
-from protembed.sequences.windows import residue_limit
+from protembed.sequences.survey import DuplicatePolicy, KeyKind, Survey, assign_keys, survey
+from protembed.sequences.windows import Failure
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What a run is told beside the model and `EmbedOptions`."""
+class RunOptions:
+    """How a run treats its input and its outputs; `reads` names files beside the input that no output may replace."""
 
-    target: Target
     unknown: UnknownPolicy = "x"
+    expect: ExpectPolicy = "warn"
+    empty: EmptyPolicy = "error"
     duplicates: DuplicatePolicy = "error"
     key: KeyKind = "id"
-    store_dtype: Literal["float32", "float16"] | None = None
     shard: Shard = field(default_factory=Shard)
     resume: bool = False
     overwrite: bool = False
+    reads: tuple[AnyPath, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,177 +59,257 @@ class Progress:
     residues: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a run is to do: the lengths of its records; `long`: some record, of whatever shard, is over the limit."""
+
+    lengths: npt.NDArray[np.int32]
+    long: bool
+
+    @property
+    def residues(self) -> int:
+        return int(self.lengths.sum(dtype=np.int64))
+
+
+class Work(Protocol[Item]):
+    """What a run computes, and where it goes."""
+
+    @property
+    def backend(self) -> Backend: ...
+
+    @property
+    def cutting(self) -> Cutting: ...
+
+    @property
+    def max_tokens(self) -> int | None: ...
+
+    @property
+    def outputs(self) -> Sequence[Path]:
+        """The files as they were named, or as a shard's are."""
+
+    @property
+    def title(self) -> str:
+        """What is computed, for the summary; empty where the output says it."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The options that the content depends on."""
+
+    def files(self, part: Part) -> list[OutputFile]:
+        """Describe the files to write."""
+
+    def compute(self, records: Iterable[Record], budget: int) -> Iterator[list[Item | Failure]]:
+        """Compute records in batches, in their order."""
+
+
 def parse_budget(text: str) -> int | None:
     """Read a token budget; None stands for auto."""
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) > 0):
         raise UsageError(f"--max-tokens {text}: not a positive number", hint="Example: --max-tokens 4096, or auto.")
     return int(text)
 
 
-class EmbedJob:
-    """Embeds FASTA files into HDF5.
+class Run(Generic[Item]):
+    """Does a work over FASTA files.
 
-    Making it reads the input once and touches nothing; `run` computes. Raises InputError, OutputError, UsageError.
+    Making it reads the input once and touches nothing; `run` computes. `stream` makes the writer of an output that is
+    no file, for batches of so many tokens. Raises InputError, OutputError, UsageError.
     """
 
-    def __init__(self, paths: Sequence[str], backend: Backend, options: EmbedOptions, job: JobOptions) -> None:
-        self._backend, self._options, self._job = backend, options, job
-        self._read = partial(read_fasta, paths)
-        self.survey: Survey = survey(self._read, alphabet=backend.card.alphabet, unknown=job.unknown, key=job.key)
-        if job.duplicates == "error" and self.survey.repeated:
-            deque(assign_keys(self._read(), self.survey, kind=job.key, policy="error"), maxlen=0)
-        self.range = job.shard.range(self.survey.lengths)
-        self.left_out = self.failed = 0
-        self._check_long()
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int32]:
-        """Residues of every record of this shard."""
-        return self.survey.lengths[self.range.start : self.range.stop]
+    def __init__(
+        self,
+        paths: Sequence[AnyPath],
+        work: Work[Item],
+        options: RunOptions,
+        stream: Callable[[int], StreamWriter[Item]] | None = None,
+    ) -> None:
+        self._work, self._options, self._stream = work, options, stream
+        self._require_outputs(paths)
+        read = partial(read_fasta, paths, empty=options.empty)
+        self.survey: Survey = survey(
+            read,
+            alphabet=work.backend.card.alphabet,
+            unknown=options.unknown,
+            key=options.key,
+            expect=options.expect,
+            files=paths,
+        )
+        self._reading = Reading(read, self.survey)
+        if options.duplicates == "error" and self.survey.repeated:
+            deque(assign_keys(read(), self.survey, kind=options.key, policy="error"), maxlen=0)
+        self.range = options.shard.range(self.survey.lengths)
+        self.failed = self.left_out = self._kept = 0
+        self._require_length()
 
     @property
     def residues(self) -> int:
         """Residues of this shard."""
-        return int(self.lengths.sum(dtype=np.int64))
+        return self._part.residues
 
     @property
-    def over_limit(self) -> int:
-        """How many proteins are longer than the model takes in one piece."""
-        limit = residue_limit(self._backend.card.max_residues, self._options.max_length)
-        return 0 if limit is None else int((self.lengths > limit).sum())
+    def kept(self) -> str:
+        """What a run that was stopped has kept, for people."""
+        if not self._kept:
+            return ""
+        return f"{self._kept:,} of {len(self._part.lengths):,} records are kept: resume the run to go on"
 
     def estimate(self) -> Estimate:
         """Estimate the needs of the run from lengths and configuration."""
-        config = self._backend.card.encoder
-        width = 2 * config.d_model if self._options.pool == "mean+max" else config.d_model
-        rows = {"proteins": len(self.lengths) * width, "residues": self.residues * config.d_model}
-        kinds = self._job.target.files
+        files = [] if self._stream else self._work.files(self._part)
         return estimate(
-            config,
-            self.lengths,
-            value_bytes=sum(rows[kind] * np.dtype(self._dtype(kind)).itemsize for kind in kinds),
-            datasets=len(self.lengths) * len(kinds),
-            budget=self._options.max_tokens or self._backend.budget(),
+            self._work.backend.card.encoder,
+            self._part.lengths,
+            value_bytes=sum(file.size for file in files),
+            datasets=0,
+            budget=self._budget(),
         )
 
     def plan(self) -> list[list[str]]:
         """Describe the run before it is done, for --dry-run."""
-        needs, lengths = self.estimate(), self.lengths
+        backend, needs, lengths = self._work.backend, self.estimate(), self._part.lengths
         quantiles = np.quantile(lengths, (0, 0.5, 1)) if len(lengths) else [0, 0, 0]
-        seconds = needs.operations / self._backend.operations_per_second()
+        seconds = needs.operations / backend.operations_per_second()
         return [
-            ["model", f"{self._backend.card.name} ({self._backend.description})"],
+            ["model", f"{backend.card.name} ({backend.description})"],
             ["records", f"{len(lengths):,}"],
             ["residues", f"{self.residues:,}"],
             ["shortest, median, longest", ", ".join(f"{length:,.0f}" for length in quantiles)],
-            ["longer than the model's limit", f"{self.over_limit:,}"],
+            ["longer than the model's limit", f"{self._over_limit(lengths):,}"],
             ["letters outside the alphabet", f"{self.survey.unknown:,}"],
-            ["output", f"about {needs.output_bytes / 1e6:,.1f} MB"],
+            ["look like something else than proteins", f"{sum(self.survey.others.values()):,}"],
+            ["output", f"about {needs.output_bytes / 1e6:,.1f} MB, and twice that until it is complete"],
             ["memory", f"about {needs.memory_bytes / 1e6:,.0f} MB beside the runtime's own"],
             ["time", f"about {seconds:,.0f} s"],
         ]
 
     def summary(self) -> list[str]:
         """Say what was done, and whatever was not plain about the input."""
-        files = ", ".join(str(path) for path in self._job.target.files.values())
-        lines = [f"{len(self.lengths):,} records, {self.residues:,} residues -> {files}"]
+        work, lengths = self._work, self._part.lengths
+        files = ", ".join("standard output" if str(path) == "-" else str(path) for path in work.outputs)
+        title = f": {work.title}" if work.title else ""
+        lines = [f"{len(lengths):,} records, {self.residues:,} residues{title} -> {files}"]
+        listed = "named above" if self._stream else f"listed in {failures_of(work.outputs[0])}"
         noted = {
-            f"letters outside the alphabet, read as {self._backend.card.alphabet.unknown}": self.survey.unknown,
-            "gaps removed": self.survey.gaps,
-            f"proteins longer than the model's limit (--long {self._options.long})": self.over_limit,
+            **self.survey.notes(work.backend.card.alphabet.unknown),
+            f"proteins longer than the model's limit (--long {work.cutting.long})": self._over_limit(lengths),
             "repeated records left out (--duplicates first)": self.left_out,
-            f"records without a result, listed in {self._job.target.failures}": self.failed,
+            f"records without a result, {listed}": self.failed,
         }
         return lines + [f"{count:,} {what}" for what, count in noted.items() if count]
 
     def run(self) -> Iterator[Progress]:
-        """Compute and write everything; yield after every batch. `failed` then counts records without a result."""
-        smaller = "Choose another folder, leave out --residues, or split the work with --shard."
-        check_space(self._job.target.main.parent, self.estimate().output_bytes, hint=smaller)
-        kinds = self._job.target.files
-        writer = HDF5Writer(
-            self._job.target,
-            {kind: self._attributes(kind) for kind in kinds},
-            fingerprint=self._fingerprint(),
-            store_dtypes={kind: self._dtype(kind) for kind in kinds},
-            resume=self._job.resume,
-            overwrite=self._job.overwrite,
-        )
-        if writer.complete:
-            self.failed = self._job.target.count_failures()
-            yield Progress(records=len(self.lengths), residues=self.residues)
-            return
-        with writer:
-            yield from self._compute(writer)
-            self.failed = writer.finish()
+        """Compute and write everything; yield after every batch. `failed` then counts records without a result.
 
-    def _compute(self, writer: HDF5Writer) -> Iterator[Progress]:
-        residues = int(self.lengths[: writer.done].sum(dtype=np.int64))
-        yield Progress(records=writer.done, residues=residues)
-        under_way: deque[tuple[int, str]] = deque()
-        for batch in embed_batches(self._records(writer.done, under_way), self._backend, self._options):
-            position = 0
-            for item in batch:
-                index, key = under_way.popleft()
-                writer.add(key, item)
-                residues += len(item.record.sequence)
-                position = index + 1
-            writer.batch_done(position)
-            yield Progress(records=position, residues=residues)
+        A signal takes effect between two batches, and what is done is kept.
+        """
+        with ExitStack() as stack:
+            writer = stack.enter_context(self._writer())
+            if not self._stream:  # what goes into a stream is gone: there is nothing to keep
+                stack.enter_context(interrupts.deferred())
+            if writer.complete:
+                yield Progress(records=len(self._part.lengths), residues=self.residues)
+            else:
+                yield from self._compute(writer)
+            self.failed, self.left_out = writer.failed, writer.left_out
 
-    def _records(self, done: int, under_way: deque[tuple[int, str]]) -> Iterator[Record]:
-        """Read this shard's records from `done` on; note index and key of each that is handed out."""
-        named = assign_keys(self._read(), self.survey, kind=self._job.key, policy=self._job.duplicates)
-        chosen = itertools.islice(named, self.range.start + done, self.range.stop)
-        for index, (key, record) in enumerate(chosen, start=done):
+    def _compute(self, writer: Writer[Item]) -> Iterator[Progress]:
+        records = self._records()
+        residues = sum(len(record.sequence) for record in islice(records, writer.done))
+        done = self._kept = writer.done
+        yield Progress(records=done, residues=residues)
+        try:
+            for batch in self._work.compute(records, writer.budget):
+                for item in batch:
+                    if isinstance(item, Failure):
+                        writer.fail(item)
+                    else:
+                        writer.write(item)
+                    residues += len(item.record.sequence)
+                writer.batch_done()
+                done = self._kept = done + len(batch)
+                interrupts.check()
+                yield Progress(records=done, residues=residues)
+            self._reading.finish()
+            writer.finish(left_out=self.left_out)
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                "there is not enough memory", hint="Free some, or choose a smaller token budget; then resume the run."
+            ) from error
+
+    def _records(self) -> Iterator[Record]:
+        """Read this shard's records that are to be computed, each with its key; count the others."""
+        options, self.left_out = self._options, 0
+        named = assign_keys(self._reading, self.survey, kind=options.key, policy=options.duplicates)
+        for key, record in islice(named, self.range.start, self.range.stop):
             if key is None:
                 self.left_out += 1
-                continue
-            under_way.append((index, key))
-            yield record
+            else:
+                yield replace(record, key=key)
 
-    def _dtype(self, kind: str) -> str:
-        return self._job.store_dtype or ("float16" if kind == "residues" else "float32")
+    @property
+    def _part(self) -> Part:
+        lengths = self.survey.lengths[self.range.start : self.range.stop]
+        return Part(lengths=lengths, long=self._over_limit(self.survey.lengths) > 0)
 
-    def _attributes(self, kind: str) -> Attributes:
-        card = self._backend.card
-        return {
-            **describe_origin(self._backend.card, self._backend.computed_with),
-            "content": "per-residue" if kind == "residues" else "per-protein",
-            "pooling": "none" if kind == "residues" else str(self._options.pool),
-            "layer": card.encoder.layer(self._options.layer),
-            "dtype": self._dtype(kind),
-            "special_tokens_excluded": self._options.pool != "cls" or kind == "residues",
-            "long_proteins": self._options.long if self.over_limit else "none",
-        }
+    def _over_limit(self, lengths: npt.NDArray[np.int32]) -> int:
+        """Count proteins that are longer than the model takes in one piece."""
+        limit = self._work.cutting.limit(self._work.backend)
+        return 0 if limit is None else int((lengths > limit).sum())
 
-    def _fingerprint(self) -> dict[str, object]:
-        """All that the content of the output depends on."""
-        options = {key: value for key, value in asdict(self._options).items() if key != "max_tokens"}
-        job = self._job
-        naming = {"unknown": job.unknown, "duplicates": job.duplicates, "key": job.key, "shard": asdict(job.shard)}
-        attributes = {kind: dict(self._attributes(kind)) for kind in job.target.files}
-        return {"input": self.survey.digest, "options": options, "naming": naming, "attributes": attributes}
+    def _budget(self) -> int:
+        return self._work.backend.budget() if self._work.max_tokens is None else self._work.max_tokens
 
-    def _check_long(self) -> None:
-        """Under `--long error`, refuse a long protein before any computing."""
-        if self._options.long == "error" and self.over_limit:
-            limit = residue_limit(self._backend.card.max_residues, self._options.max_length)
+    def _writer(self) -> Writer[Item]:
+        options, work = self._options, self._work
+        if self._stream:
+            return self._stream(self._budget())
+        files = work.files(self._part)
+        return FileWriter(files, self._identity(files), resume=options.resume, overwrite=options.overwrite)
+
+    def _identity(self, files: Sequence[OutputFile]) -> RunIdentity:
+        options, work = self._options, self._work
+        naming = {"key": options.key, "duplicates": options.duplicates, "unknown": options.unknown}
+        attributes = [_portable(file.form.attributes) for file in files]
+        return RunIdentity(
+            job={"input": self.survey.digest, "options": work.content, "naming": naming, "attributes": attributes},
+            shard=f"{options.shard.number}/{options.shard.count}",
+            attributes={
+                **naming,
+                "input_digest": self.survey.digest,
+                "input_records": self.survey.records,
+                "first_record": self.range.start,
+                "long_policy": work.cutting.long,
+                "residue_limit": work.cutting.limit(work.backend) or 0,
+                "options": json.dumps(work.content, sort_keys=True),
+            },
+            budget=self._budget(),
+        )
+
+    def _require_outputs(self, paths: Sequence[AnyPath]) -> None:
+        """Refuse outputs that would replace what is read, before anything is read."""
+        outputs = self._work.outputs
+        if self._stream:
+            if self._options.resume or self._options.shard.count > 1:
+                raise UsageError(f"{outputs[0]}: cannot be resumed, nor be a shard", hint="Name a file to write to.")
+            return
+        refuse_same([*outputs, *map(failures_of, outputs)], paths)
+        refuse_same(outputs, [name for name in self._options.reads if os.path.exists(name)], what="read by this run")
+        for path in outputs:
+            require_own_list(path, paths)
+
+    def _require_length(self) -> None:
+        """Where long proteins are an error, refuse one before any computing."""
+        if self._work.cutting.long == "error" and (count := self._over_limit(self._part.lengths)):
+            limit = self._work.cutting.limit(self._work.backend)
             raise InputError(
-                f"{self.over_limit} proteins have more than {limit} residues, the longest {self.lengths.max()}",
+                f"{count} proteins have more than {limit} residues, the longest {self._part.lengths.max()}",
                 hint="--long split (windows, averaged), truncate or skip.",
             )
 
 
-def check_space(folder: Path, needed: int, *, hint: str) -> None:
-    """Raise OutputError unless the folder is there, can be written to, and has room for so many bytes."""
-    if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder", hint=f"mkdir -p {folder}")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder}: cannot be written to", hint="Choose another folder with -o.")
-    if needed > (free := shutil.disk_usage(folder).free):
-        raise OutputError(
-            f"{folder}: the output takes about {needed / 1e9:.2g} GB, {free / 1e9:.2g} GB are free", hint=hint
-        )
+def _portable(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Leave out which of several GPUs computes: another one may resume."""
+    told = {"computed_with": re.sub(r"(cuda):\d+", r"\1", str(attributes.get("computed_with", "")))}
+    return {**attributes, **told}

@@ -14,7 +14,7 @@ from protembed import interrupts
 from protembed.models.config import EncoderConfig
 from protembed.models.packing import Layout
 
-ROTARY_BASE = 10_000.0  # Su et al. 2021, arXiv 2104.09864; the same in every supported family
+ROTARY_BASE = 10_000.0  # Su et al. 2021, arXiv 2104.09864
 
 
 def make_norm(config: EncoderConfig) -> nn.Module:
@@ -24,11 +24,19 @@ def make_norm(config: EncoderConfig) -> nn.Module:
     return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
 
 
-def rotation(layout: Layout, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of every token's rotary angles in float32, each (..., 1, K / 2)."""
-    device = layout.positions.device
+Turn = tuple[Tensor, Tensor]
+"""Cosine and sine of every token's rotary angles in float32, each (..., 1, K / 2)."""
+
+
+def frequencies_by_formula(head_dim: int, device: torch.device | None = None) -> Tensor:
+    """Return the rotary angles of one position, where the weights hold none; (K / 2,)."""
     exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
-    angles = torch.arange(layout.longest, device=device).float().outer(ROTARY_BASE**-exponents)
+    return ROTARY_BASE**-exponents
+
+
+def rotation(layout: Layout, frequencies: Tensor) -> Turn:
+    """Return the turn of every token for frequencies (K / 2,)."""
+    angles = torch.arange(layout.longest, device=frequencies.device).float().outer(frequencies.float())
     angles = angles[layout.positions].unsqueeze(-2)  # (..., 1, K / 2)
     return angles.cos(), angles.sin()
 
@@ -51,11 +59,13 @@ class Attention(nn.Module):
         self.q_norm = make_norm(config) if config.qk_norm else None
         self.k_norm = make_norm(config) if config.qk_norm else None
 
-    def forward(self, x: Tensor, layout: Layout, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, turn: Turn | None) -> Tensor:
         qkv = self.qkv(x)  # (..., 3D)
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = qkv.chunk(3, dim=-1)
-            qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-1)
+            # Under autocast norms return float32, which no fused attention takes.
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            qkv = torch.cat((q, k, v), dim=-1)
         qkv = qkv.unflatten(-1, (3 * self.n_heads, -1))  # (..., 3H, K)
         if turn is None:
             q, k, v = qkv.chunk(3, dim=-2)  # (..., H, K) each
@@ -98,7 +108,7 @@ class Block(nn.Module):
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, layout: Layout, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, turn: Turn | None) -> Tensor:
         if self.post_norm:
             x = self.attention_norm(x + self.attention(x, layout, turn))
             x = self.feed_forward_norm(x + self.feed_forward(x))
@@ -128,9 +138,13 @@ class Encoder(nn.Module):
     torch.Size([3, 16])
     """
 
+    frequencies: Tensor | None
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        rows = frequencies_by_formula(config.d_model // config.n_heads).repeat(config.frequencies, 1)
+        self.register_buffer("frequencies", rows if config.frequencies else None)
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         learned = config.position == "learned"
         self.positions = nn.Embedding(config.max_length or 0, config.d_model) if learned else None
@@ -146,9 +160,10 @@ class Encoder(nn.Module):
         """
         x = self.embed(tokens, layout)  # (..., D)
         hidden = {0: x} if 0 in layers else {}
-        head_dim = self.config.d_model // self.config.n_heads
-        turn = rotation(layout, head_dim) if self.config.position == "rotary" else None
+        turn = self._turn(layout, 0)
         for number, block in enumerate(self.blocks[: max(layers)], start=1):
+            if number > 1 and self.config.frequencies > 1:
+                turn = self._turn(layout, number - 1)
             x = block(x, layout, turn)
             if torch.is_inference_mode_enabled():  # training stops between steps: see training/signals.py
                 interrupts.check()
@@ -157,6 +172,15 @@ class Encoder(nn.Module):
             if number in layers:
                 hidden[number] = x
         return hidden
+
+    def _turn(self, layout: Layout, layer: int) -> Turn | None:
+        """Return the turn of the tokens in a layer (from 0); None where positions are learned."""
+        if self.config.position != "rotary":
+            return None
+        if self.frequencies is not None:
+            return rotation(layout, self.frequencies[layer])
+        head_dim = self.config.d_model // self.config.n_heads
+        return rotation(layout, frequencies_by_formula(head_dim, layout.positions.device))
 
     def embed(self, tokens: Tensor, layout: Layout) -> Tensor:
         """Look the tokens up: token dropout's scale, learned positions, norm and stem included; (..., D)."""

@@ -1,17 +1,18 @@
 """What a task head says about itself: its kind, shape and labels, the encoder it belongs to, its origin. No torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 from protembed.errors import ModelError, UsageError
-from protembed.models.config import ModelCard
+from protembed.models.config import EncoderConfig, ModelCard, Name, Text, Width
+from protembed.schema import Between, OneLine, Sha256, Size, build
 
 Kind = Literal["residue_classes", "residue_flags", "residue_values", "sequence_class", "sequence_value", "contacts"]
 """What is predicted: for every residue one class, several yes or no, or a number; for every protein a class or a
 number; for every two residues whether they touch."""
 
-Design = Literal["compact", "pair", "tape", "proteinlm"]
+Design = Literal["compact", "pair", "tape", "proteinlm", "transformers"]
 Reads = Literal["hidden", "pooled", "residue", "attention"]
 
 
@@ -25,15 +26,15 @@ class HeadConfig:
     """
 
     kind: Kind
-    outputs: int
-    d_input: int
+    outputs: Annotated[int, Between(1, 2**16)]
+    d_input: Annotated[int, Between(1, 2**22)]
     design: Design = "compact"
     reads: Reads = "hidden"
-    layers: tuple[int, ...] = ()
-    n_heads: int = 0
-    hidden: int = 96
-    kernel: int = 7
-    dropout: float = 0.1
+    layers: Annotated[tuple[Annotated[int, Between(0, 4096)], ...], Size(4097)] = ()
+    n_heads: Annotated[int, Between(0, 4096)] = 0
+    hidden: Width = 96
+    kernel: Annotated[int, Between(1, 1023)] = 7
+    dropout: Annotated[float, Between(0, 1)] = 0.1
 
     @property
     def per_residue(self) -> bool:
@@ -46,13 +47,15 @@ class HeadConfig:
         maps = {"pair": 90, "compact": 3 * self.n_heads + 4, "tape": 4}.get(self.design, 4 * self.hidden)
         return 4 * maps * length**2
 
-    def require_known(self) -> None:
-        """Raise ModelError for a kind, design or input that this version does not know."""
-        for name, known in (("kind", Kind), ("design", Design), ("reads", Reads)):
-            if (value := getattr(self, name)) not in get_args(known):
-                raise ModelError(
-                    f"the head's card cannot be read: {name} is {value!r}", hint=f"Known: {', '.join(get_args(known))}."
-                )
+    def width(self, encoder: EncoderConfig) -> int:
+        """Return the width of what a head of this form reads from an encoder."""
+        widths = {
+            "hidden": len(self.layers) * encoder.d_model,
+            "pooled": encoder.d_model,
+            "residue": encoder.vocab_size,
+            "attention": encoder.n_layers * encoder.n_heads,
+        }
+        return widths[self.reads]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +67,25 @@ class HeadCard:
     encoder's weights (card.sha256); `training` is what there is to tell: data, split, metric, its value.
     """
 
-    task: str
+    task: OneLine
     config: HeadConfig
-    encoder: str
-    encoder_sha256: str
-    labels: tuple[str, ...] = ()
-    temperature: float = 1.0
-    scale: float = 1.0
-    offset: float = 0.0
+    encoder: Name
+    encoder_sha256: Sha256
+    labels: Annotated[tuple[OneLine, ...], Size(2**16)] = ()
+    temperature: Annotated[float, Between(1e-6, 1e6)] = 1.0
+    scale: Annotated[float, Between(-1e30, 1e30)] = 1.0
+    offset: Annotated[float, Between(-1e30, 1e30)] = 0.0
     training: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    license: str = ""
-    sha256: str = ""
+    license: Text = ""
+    sha256: Sha256 = ""
+
+    def __post_init__(self) -> None:
+        named = self.kind in ("residue_classes", "residue_flags", "sequence_class")
+        if named and len(self.labels) != self.config.outputs:
+            raise ModelError(f"{len(self.labels)} labels for {self.config.outputs} outputs")
+        wrong = next((label for label in self.labels if len(label) != 1), None)
+        if wrong is not None and self.kind in ("residue_classes", "residue_flags"):
+            raise ModelError(f"the label {wrong!r} of residues is not one letter")
 
     @property
     def kind(self) -> Kind:
@@ -86,8 +97,14 @@ class HeadCard:
             raise ModelError(
                 f"the head for {self.task} belongs to the encoder {self.encoder} ({self.encoder_sha256[:12]}...), "
                 f"not to {card.name} ({card.sha256[:12] or 'without a checksum'}...)",
-                hint="Name its encoder with -m. A model of another program has one checksum for each --dtype: "
-                "`protembed convert` makes it a native one, whose checksum is always the same.",
+                hint="Name its encoder with -m.",
+            )
+        highest = max(self.config.layers, default=0)
+        if self.config.d_input != self.config.width(card.encoder) or highest > card.encoder.n_layers:
+            raise ModelError(
+                f"the head for {self.task} reads {self.config.d_input} numbers of layers {self.config.layers}, "
+                f"which {card.name} does not have",
+                hint="The head's card is damaged: copy the file again.",
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,21 +113,11 @@ class HeadCard:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HeadCard":
-        """Read what `to_dict` wrote; unknown fields are an error, because they would change the function."""
-        config = values.get("config", {})
-        known = {part: {f.name for f in fields(part)} for part in (cls, HeadConfig)}
-        if unknown := sorted((set(values) - known[cls]) | (set(config) - known[HeadConfig])):
-            raise ModelError(
-                f"the head's card has fields that this version does not know: {', '.join(unknown)}",
-                hint="It was probably written by a newer protembed: pip install --upgrade protembed",
-            )
-        try:
-            shape = HeadConfig(**{**config, "layers": tuple(config["layers"])})
-            card = cls(**{**values, "config": shape, "labels": tuple(values["labels"])})
-        except (KeyError, TypeError) as error:
-            raise ModelError(f"the head's card cannot be read: {error}") from error
-        shape.require_known()
-        return card
+        """Read what `to_dict` wrote; unknown fields are an error, because they would change the function.
+
+        Raises ModelError, which names the field, for values of another type or out of bounds.
+        """
+        return build(cls, values, "the head's card cannot be read")
 
 
 def require_distinct(heads: Sequence[HeadCard]) -> None:

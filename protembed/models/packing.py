@@ -103,7 +103,8 @@ class Packed:
         self.longest = longest or max(self.sizes)
         self.lengths = torch.tensor(self.sizes, device=device)  # (N,)
         self.offsets = torch.tensor([0, *itertools.accumulate(self.sizes)], device=device, dtype=torch.int32)
-        starts = self.offsets[:-1].repeat_interleave(self.lengths)
+        # The size is told: a GPU would be waited for to learn it.
+        starts = self.offsets[:-1].repeat_interleave(self.lengths, output_size=sum(self.sizes))
         self.positions = torch.arange(len(starts), device=device) - starts  # (T,)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ class Packed:
 
         Returns the rows, and the places (T,) of the tokens in them: a neighbour there is of the same sequence, or zero.
         """
-        number = torch.arange(len(self.sizes), device=x.device).repeat_interleave(self.lengths)
+        number = torch.arange(len(self.sizes), device=x.device).repeat_interleave(self.lengths, output_size=len(x))
         places = torch.arange(len(x), device=x.device) + gap * (number + 1)
         rows = x.new_zeros(len(x) + gap * (len(self.sizes) + 1), x.shape[1])
         return rows.index_copy(0, places, x), places

@@ -12,8 +12,12 @@ from protembed.models.config import ModelCard
 from protembed.models.encoder import Encoder
 from protembed.models.packing import Layout, Packed
 from protembed.models.pretrained_heads import ContactHead, MaskedLanguageModelHead, Observed, Pooler
+from protembed.sequences.alphabet import STANDARD_RESIDUES
 
-_FROM_LAST = ("logits", "pooled")  # outputs that exist for the last layer alone
+FULL_PRECISION = frozenset({"encoder.frequencies"})
+"""What stays in float32 whatever type the weights are of: positions go into the thousands, and angles with them."""
+
+_FROM_LAST = ("logits", "profile", "pooled")  # outputs that exist for the last layer alone
 
 
 class _NoInitialisation(TorchFunctionMode):
@@ -41,6 +45,8 @@ class ProteinModel(nn.Module):
         self.mlm_head = MaskedLanguageModelHead(card.encoder, card.mlm_head) if card.mlm_head else None
         self.pooler = Pooler(card.encoder.d_model) if card.pooler == "dense" else None
         self.contact_head = ContactHead(card.encoder) if card.contact_head else None
+        # Last, so that a seed draws the same other weights with it and without it.
+        self.profile_head = nn.Linear(card.encoder.d_model, len(STANDARD_RESIDUES)) if card.profile_head else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary from last hidden states; (..., D) -> (..., vocab_size)."""
@@ -50,6 +56,13 @@ class ProteinModel(nn.Module):
                 hint="The file holds an encoder only; logits need a checkpoint that was saved with its head.",
             )
         scores: Tensor = self.mlm_head(hidden, self.encoder.embedding.weight)
+        return scores
+
+    def profile_logits(self, hidden: Tensor) -> Tensor:
+        """Score what homologs have at every residue, from last hidden states; (..., D) -> (..., 20)."""
+        self.card.require_profile()
+        assert self.profile_head is not None
+        scores: Tensor = self.profile_head(hidden)
         return scores
 
     def contacts(self, tokens: Tensor) -> Tensor:
@@ -95,8 +108,8 @@ class ProteinModel(nn.Module):
         """Compute the outputs asked for, each named by (kind, layer) with the layer from 0 to n_layers.
 
         Kinds: `residues` (T, D) with the special tokens still in; `mean`, `max`, `cls` (N, D), float32, special tokens
-        left out of mean and max; `logits` (T, 20) over the standard residues and `pooled` (N, D), float32, from the
-        last layer whatever is named.
+        left out of mean and max; `logits` (T, 20) over the standard residues, `profile` (T, 20), probabilities over
+        them, and `pooled` (N, D), float32, from the last layer whatever is named.
         """
         last = self.card.encoder.n_layers
         layers = {(kind, layer): last if kind in _FROM_LAST else layer for kind, layer in wanted}
@@ -110,6 +123,8 @@ class ProteinModel(nn.Module):
                 return hidden
             case "logits":
                 return self.logits(hidden)[:, torch.from_numpy(alphabet.standard_ids).to(hidden.device)].float()
+            case "profile":
+                return self.profile_logits(hidden).float().softmax(dim=-1)
             case "cls":
                 return hidden[layout.offsets[:-1].long()].float()
             case "pooled":
@@ -119,7 +134,9 @@ class ProteinModel(nn.Module):
                     hidden, "mean" if kind == "mean" else "max", prefix=alphabet.prefix, suffix=alphabet.suffix
                 )
             case _:
-                raise ModelError(f"unknown output {kind!r}", hint="Known: residues, mean, max, cls, pooled, logits.")
+                raise ModelError(
+                    f"unknown output {kind!r}", hint="Known: residues, mean, max, cls, pooled, logits, profile."
+                )
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

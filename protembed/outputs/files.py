@@ -31,8 +31,10 @@ def write_errors(path: Path, *, hint: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def atomic(path: Path, *, overwrite: bool = True, folder: Path | None = None) -> Iterator[Path]:
     """Yield the name of a new, empty file beside `path`; when the block ends without an error, it becomes `path`.
+
+    It lies in `folder` instead, of the same file system, where that is cleared anyway: a kill leaves it there.
 
     The file has a random name and is created exclusively, so that nothing planted there is followed or replaced; its
     mode follows the umask. It is synced before it is renamed: after a power cut `path` is the old file or the new one.
@@ -47,9 +49,9 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     'whole'
     """
     final = Path(os.path.realpath(path))
-    new = final.with_name(f".{final.name[:100]}.{secrets.token_hex(6)}.tmp")
+    new = (folder or final.parent) / f".{final.name[:100]}.{secrets.token_hex(6)}.tmp"
     with write_errors(path):
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o666))
+        create(new)
     try:
         yield new
         with write_errors(path):
@@ -59,6 +61,11 @@ def atomic(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
+
+
+def create(path: Path) -> None:
+    """Make an empty file; its mode follows the umask. Raises OSError for a name that is taken, by a link, too."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o666))
 
 
 def give_name(new: Path, final: Path, *, overwrite: bool) -> None:
@@ -156,7 +163,7 @@ def _owner() -> str:
 
 
 def _process(number: int) -> str:
-    """Return number and start time, which tell a process from a later one of its number; of one that is gone the number."""
+    """Return a process's number and start time, since numbers come round again; only the number if it is gone."""
     try:
         return f"{number} {Path(f'/proc/{number}/stat').read_text().rpartition(')')[2].split()[19]}"
     except OSError:

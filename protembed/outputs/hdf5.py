@@ -1,17 +1,14 @@
-"""Results into HDF5: flat files that other tools read, whole or not there at all.
+"""HDF5 outputs: flat files that other tools read, written so that no error of the disk is lost.
 
-While a run goes on, `OUT.h5.partial/` beside the target holds finished segments, each a complete HDF5 file of the
-records [start, stop) of the input. A killed run loses at most the segment it was in; `--resume` goes on after the last.
-At the end the segments become one file, which gets its final name when it is complete.
+HDF5 keeps what is written in buffers of its own, and drops the errors that come when it empties them late; after one it
+may end the process. So it writes through `_Disk`, an object that remembers the first error, hides it from HDF5, and
+has it raised here. Every dataset carries the CRC-32 of its bytes; the finished file is opened again and compared.
 """
 
-import contextlib
-import hashlib
-import json
 import os
-import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,20 +16,31 @@ from typing import Any, Protocol
 
 import h5py
 import numpy as np
+from h5py import h5a, h5d, h5p, h5s, h5t
 
 from protembed import __version__
-from protembed.errors import OutputError
+from protembed.errors import InputError, OutputError
+from protembed.interrupts import check
 from protembed.models.config import ModelCard
-from protembed.outputs.target import Target
+from protembed.outputs.content import (
+    FORMAT_VERSION,
+    ContentDigest,
+    checksum,
+    digest_attributes,
+    plain_value,
+    stored_bytes,
+)
+from protembed.outputs.files import sync, write_errors
+from protembed.outputs.journal import Entry, Facts
+from protembed.outputs.safe_hdf5 import SafeFile, bound_cache
+from protembed.outputs.writer import UnstorableError
 from protembed.sequences.records import Record
-from protembed.sequences.windows import Array, Failure
+from protembed.sequences.windows import Array
 
-SEGMENT_SECONDS = 10.0
-_RUN = "run_sha256"
-Attributes = Mapping[str, str | int | bool]
+Attributes = dict[str, Any]
 
 
-class Result(Protocol):
+class Arrays(Protocol):
     """What was computed from one record: arrays by the kind of file they belong to."""
 
     @property
@@ -43,194 +51,15 @@ class Result(Protocol):
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """Records [start, stop) of the input."""
+class Dataset:
+    """One record of a file: its key, its attributes (original_id, description, length), its stored bytes."""
 
-    start: int
-    stop: int
-
-    def path(self, folder: Path, kind: str, suffix: str = ".h5") -> Path:
-        return folder / f"{self.start:010d}-{self.stop:010d}.{kind}{suffix}"
-
-
-class HDF5Writer:
-    """Writes the results of one run in order, segment by segment; see the module's docstring.
-
-    `fingerprint` tells everything the content depends on; a partial output with another one is not gone on with.
-    `done` is the number of input records that are safely written when the writer opens; `complete` tells that an
-    earlier run has finished already: there is nothing to add. `resumable`: the command has --resume, errors name it.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        attributes: Mapping[str, Attributes],
-        *,
-        fingerprint: Mapping[str, Any],
-        store_dtypes: Mapping[str, str],
-        resume: bool = False,
-        overwrite: bool = False,
-        resumable: bool = True,
-        segment_seconds: float = SEGMENT_SECONDS,
-    ) -> None:
-        self._target = target
-        self._attributes = attributes
-        self._fingerprint = json.dumps(fingerprint, sort_keys=True)
-        self._digest = hashlib.sha256(self._fingerprint.encode()).hexdigest()
-        self.complete = False
-        self._dtypes = {kind: np.dtype(name) for kind, name in store_dtypes.items()}
-        self._seconds = segment_seconds
-        self._resumable = resumable
-        self._files: dict[str, h5py.File] = {}
-        self._failures: list[str] = []
-        with self._reported():
-            self._open_folder(resume=resume, overwrite=overwrite)
-            self._segments = [] if self.complete else self._finished_segments()
-        self.done = self._position = self._segments[-1].stop if self._segments else 0
-        self._between_batches = True
-        self._opened = time.monotonic()
-
-    def add(self, key: str, item: Result | Failure) -> None:
-        """Write one record; a Failure goes into the list of failures."""
-        self._between_batches = False
-        if isinstance(item, Failure):
-            self._failures.append(f"{item.record.id}\t{item.reason}\n")
-            return
-        with self._reported():
-            for kind, values in item.arrays.items():
-                if kind in self._target.files and values is not None:
-                    self._write(kind, key, item.record, values)
-
-    def batch_done(self, position: int) -> None:
-        """Note that all records before `position` have been added; now and then this closes a segment."""
-        self._position = position
-        self._between_batches = True
-        if time.monotonic() - self._opened >= self._seconds:
-            self.close_segment()
-
-    def close_segment(self) -> None:
-        """Make everything added so far permanent."""
-        segment = _Segment(self._segments[-1].stop if self._segments else 0, self._position)
-        if segment.start == segment.stop:
-            return
-        folder = self._target.partial
-        with self._reported():
-            for kind in self._target.files:
-                file = self._files.pop(kind, None) or self._create(kind)
-                file.close()
-                os.replace(folder / f"{kind}.tmp", segment.path(folder, kind))
-            # The list of failures comes last: where it stands, the segment is complete.
-            temporary = folder / "failed.tmp"
-            temporary.write_text("".join(self._failures), encoding="utf-8")
-            os.replace(temporary, segment.path(folder, "failed", ".tsv"))
-        self._segments.append(segment)
-        self._failures = []
-        self._opened = time.monotonic()
-
-    def finish(self) -> int:
-        """Put the segments together under the final names; return the number of failed records."""
-        self.close_segment()
-        folder = self._target.partial
-        with self._reported():
-            for kind, path in self._target.files.items():
-                merged = folder / f"{kind}.merged"
-                parts = [segment.path(folder, kind) for segment in self._segments]
-                merge_files(parts, merged, {**self._attributes[kind], _RUN: self._digest, "complete": True})
-                os.replace(merged, path)
-            failed = "".join(s.path(folder, "failed", ".tsv").read_text(encoding="utf-8") for s in self._segments)
-            self._target.failures.unlink(missing_ok=True)
-            if failed:
-                self._target.failures.write_text(f"id\treason\n{failed}", encoding="utf-8")
-            shutil.rmtree(folder)
-        return failed.count("\n")
-
-    def __enter__(self) -> "HDF5Writer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Let go of open files. A run that is stopped keeps what is complete, but for the batch it was adding."""
-        try:
-            if isinstance(error, KeyboardInterrupt | GeneratorExit) and self._between_batches:
-                self.close_segment()
-        finally:
-            self._close()
-
-    def _close(self) -> None:
-        """Let go of open files without finishing; what is in closed segments stays."""
-        for file in self._files.values():
-            with contextlib.suppress(OSError, RuntimeError):
-                file.close()
-        self._files = {}
-
-    @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Turn what the file system and HDF5 can say into OutputError."""
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            # h5py raises RuntimeError where closing a file fails; the reason is in the text.
-            full, told = "No space left" in str(error), getattr(error, "strerror", None) or str(error)
-            kept = "; what is done is kept, and --resume goes on" if self._resumable else ""
-            raise OutputError(
-                f"{self._target.main}: cannot be written ({'the disk is full' if full else told})",
-                hint=f"Check the folder and the free space{kept}.",
-            ) from error
-
-    def _open_folder(self, *, resume: bool, overwrite: bool) -> None:
-        folder = self._target.partial
-        state = folder / "run.json"
-        found = [path for path in self._target.files.values() if path.exists()]
-        if resume and found and all(_fingerprint_of(path) == self._digest for path in found):
-            # Finished, or stopped between giving the first file its final name and the second.
-            self.complete = not state.exists() and len(found) == len(self._target.files)
-            if self.complete:
-                return
-        elif found and (not overwrite or any(path.is_dir() for path in found)):
-            raise OutputError(f"{found[0]} exists", hint="--overwrite replaces it; or choose another name.")
-        if state.exists() and resume:
-            if state.read_text() != self._fingerprint:
-                raise OutputError(
-                    f"{folder} is from a run with other input, model or options",
-                    hint="--resume with the same ones, or --overwrite to begin anew.",
-                )
-            return
-        if folder.exists() and not (resume or overwrite):
-            going_on = "--resume goes on with it, " if self._resumable else ""
-            raise OutputError(
-                f"{folder} is left from a run that did not finish", hint=f"{going_on}--overwrite begins anew."
-            )
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        temporary = folder / "run.tmp"
-        temporary.write_text(self._fingerprint)
-        os.replace(temporary, state)
-
-    def _finished_segments(self) -> list[_Segment]:
-        """Return the complete segments of an earlier run, from the first record on without a hole."""
-        found = {}
-        for path in self._target.partial.glob("*.failed.tsv"):
-            start, stop = map(int, path.name.removesuffix(".failed.tsv").split("-"))
-            found[start] = _Segment(start, stop)
-        segments: list[_Segment] = []
-        while (start := segments[-1].stop if segments else 0) in found:
-            segments.append(found[start])
-        return segments
-
-    def _create(self, kind: str) -> h5py.File:
-        return h5py.File(self._target.partial / f"{kind}.tmp", "w", track_order=True)
-
-    def _write(self, kind: str, key: str, record: Record, values: Array) -> None:
-        if kind not in self._files:
-            self._files[kind] = self._create(kind)
-        stored = values.astype(self._dtypes[kind], copy=False)
-        if not np.isfinite(stored).all():
-            raise OutputError(f"{record}: values do not fit into float16", hint="--store-dtype float32")
-        dataset = self._files[kind].create_dataset(key, data=stored)
-        dataset.attrs["original_id"] = record.id
-        dataset.attrs["description"] = record.description
-        dataset.attrs["length"] = len(record.sequence)
+    key: str
+    attributes: Mapping[str, Any]
+    data: bytes
+    dtype: str
+    shape: tuple[int, ...]
+    crc: int
 
 
 def describe_origin(card: ModelCard, computed_with: str) -> Attributes:
@@ -245,24 +74,234 @@ def describe_origin(card: ModelCard, computed_with: str) -> Attributes:
     }
 
 
-def _fingerprint_of(path: Path) -> str:
-    """Return which run wrote a finished file; empty for whatever else it may be."""
+def write_file(
+    path: Path,
+    datasets: Iterable[Dataset],
+    attributes: Attributes | Callable[[], Attributes],
+    *,
+    name: Path | None = None,
+) -> int:
+    """Write datasets in their order into `path`, an empty file; return their number.
+
+    To the root attributes come the counts and checksums that `check` compares. A callable is asked for them after the
+    last dataset. The file is synced, opened again and compared. Raises OutputError, about `name` if that is what the
+    file will be called.
+    """
+    digest, sums = ContentDigest(), array("L")
+    with write_errors(name or path), _Disk(path) as disk, _created(disk) as file:
+        put = _Pen(file)
+        for item in datasets:
+            put.write(item)
+            disk.check()
+            check()
+            digest.add(item.key, item.attributes, item.dtype, item.shape, item.crc)
+            sums.append(item.crc)
+        given = attributes() if callable(attributes) else attributes
+        named = {key: _writable(value) for key, value in given.items()}
+        named |= {"records": len(sums), "content_sha256": digest.hexdigest(), "complete": True}
+        named.setdefault("format_version", FORMAT_VERSION)
+        file.attrs.update({**named, "attributes_sha256": digest_attributes(named)})
+    with write_errors(name or path):
+        sync(path)
+        _compare(path, sums)
+    return len(sums)
+
+
+class _Disk:
+    """A file for HDF5 that never fails: what cannot be written is kept in memory, and `check` raises the error.
+
+    So HDF5 closes in good order, which after an error of its own it does not. It is asked for nothing new then, and
+    what it has still to write are its few megabytes of buffers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._place = 0
+        self._error: BaseException | None = None
+        self._kept: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        """Raise the first error that there was."""
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_CUR:
+            place += self._place
+        elif whence == os.SEEK_END:
+            place += max([os.fstat(self._descriptor).st_size, *(start + len(data) for start, data in self._kept)])
+        self._place = place
+        return place
+
+    def tell(self) -> int:
+        return self._place
+
+    def write(self, data: memoryview) -> int:
+        try:
+            done = 0
+            while self._error is None and done < len(data):
+                done += os.pwrite(self._descriptor, data[done:], self._place + done)
+        except BaseException as error:
+            self._error = error
+        if self._error is not None:
+            self._kept.append((self._place, bytes(data)))
+        return len(data)
+
+    def readinto(self, data: memoryview) -> int:
+        data[:] = bytes(len(data))
+        os.preadv(self._descriptor, [data], self._place)
+        for start, kept in self._kept:
+            low, high = max(start, self._place), min(start + len(kept), self._place + len(data))
+            if low < high:
+                data[low - self._place : high - self._place] = kept[low - start : high - start]
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        """What h5py looks for to tell a file from a path; it calls `readinto`."""
+        data = bytearray(max(size, 0))
+        self.readinto(memoryview(data))
+        return bytes(data)
+
+    def truncate(self, size: int) -> int:
+        try:
+            if self._error is None:
+                os.ftruncate(self._descriptor, size)
+        except BaseException as error:
+            self._error = error
+        return size
+
+    def flush(self) -> None: ...
+
+    def __enter__(self) -> "_Disk":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+
+@contextmanager
+def _created(disk: _Disk) -> Iterator[h5py.File]:
+    """Open a new HDF5 file on a disk; what the disk said comes before what HDF5 made of it."""
     try:
-        with h5py.File(path, "r") as file:
-            return str(file.attrs.get(_RUN, ""))
-    except OSError:
-        return ""
+        with h5py.File(disk, "w", track_order=True) as file:
+            bound_cache(file.id)
+            yield file
+    except Exception:
+        disk.check()
+        raise
+    disk.check()
 
 
-def merge_files(parts: Sequence[Path], out: Path, attributes: Attributes) -> None:
-    """Put the datasets of several files into a new one, in order; raises OutputError on a name that comes twice."""
-    if len(parts) == 1:
-        shutil.copyfile(parts[0], out)
-    with h5py.File(out, "a" if len(parts) == 1 else "w", track_order=True) as merged:
-        for part in parts if len(parts) > 1 else []:
-            with h5py.File(part, "r") as file:
-                for key in file:
-                    if key in merged:
-                        raise OutputError(f"{part}: {key} is in an earlier file, too")
-                    file.copy(key, merged)
-        merged.attrs.update(attributes)
+class _Pen:
+    """Writes datasets as `create_dataset` and `attrs` do, in a third of their time: types and spaces are made once."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file.id
+        self._scalar = h5s.create(h5s.SCALAR)
+        self._text = h5py.string_dtype()
+        self._texts = h5t.py_create(self._text, logical=True)
+        self._types: dict[str, Any] = {}
+        self._layout = h5p.create(h5p.DATASET_CREATE)
+        self._layout.set_obj_track_times(False)  # the same input gives the same bytes at any time
+        self._links = {}
+        for name, coding in (("ascii", h5t.CSET_ASCII), ("utf-8", h5t.CSET_UTF8)):
+            self._links[name] = h5p.create(h5p.LINK_CREATE)
+            self._links[name].set_char_encoding(coding)
+
+    def write(self, item: Dataset) -> None:
+        """Write one dataset. Raises OutputError for a key that is there."""
+        name = _encode(item.key)
+        links = self._links["ascii" if name.isascii() else "utf-8"]
+        values = np.frombuffer(item.data, dtype=item.dtype).reshape(item.shape)
+        space = h5s.create_simple(item.shape) if item.shape else self._scalar
+        try:
+            dataset = h5d.create(self._file, name, self._type(item.dtype), space, self._layout, links)
+        except ValueError as error:
+            if name in self._file:
+                raise OutputError(f"the key '{item.key}' comes twice") from error
+            raise
+        dataset.write(h5s.ALL, h5s.ALL, values)
+        for attribute in ("original_id", "description"):
+            text = np.array(_encode(item.attributes[attribute]), dtype=self._text)
+            h5a.create(dataset, attribute.encode(), self._texts, self._scalar).write(text)
+        for attribute, number in (("length", np.int64(item.attributes["length"])), ("crc32", np.uint32(item.crc))):
+            form = self._type(number.dtype.str)
+            h5a.create(dataset, attribute.encode(), form, self._scalar).write(np.array(number))
+
+    def _type(self, dtype: str) -> Any:
+        if dtype not in self._types:
+            self._types[dtype] = h5t.py_create(np.dtype(dtype))
+        return self._types[dtype]
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _writable(value: Any) -> Any:
+    """Return an attribute without what HDF5 cannot write; cards of models and heads may hold anything."""
+    return _encode(value.replace("\0", "\\0")).decode() if isinstance(value, str) else plain_value(value)
+
+
+def _compare(path: Path, sums: "array[int]") -> None:
+    """Open a finished file and compare every dataset with the checksum of what was to be written."""
+    found = 0
+    with SafeFile(path) as file:
+        for expected, dataset in zip(sums, file.datasets(), strict=False):
+            check()
+            if checksum(dataset.read()) != expected:
+                raise OutputError(f"{path}: {dataset.name} is not what was written", hint="Is the disk in order?")
+            found += 1
+        if found != len(sums) or len(file) != len(sums):
+            raise OutputError(f"{path}: holds {len(file)} of {len(sums)} records", hint="Is the disk in order?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HDF5Form:
+    """An HDF5 file of one kind of result, stored as `dtype`; see file_writer.Form."""
+
+    kind: str
+    dtype: str
+    attributes: Attributes
+
+    def encode(self, item: Arrays) -> tuple[Facts, bytes]:
+        """Return the array of this kind as it is stored. Raises UnstorableError where the dtype cannot hold it."""
+        values = item.arrays[self.kind]
+        assert values is not None
+        with np.errstate(over="ignore"):
+            stored = values.astype(self.dtype, copy=False)
+        if not np.isfinite(stored).all():
+            largest = np.finfo(self.dtype).max
+            raise UnstorableError(f"values over {largest:,.0f} do not fit into {self.dtype}; store it as float32")
+        record, data = item.record, stored_bytes(stored)
+        known = {"key": record.key or record.id, "id": record.id, "description": record.description}
+        form = {"length": len(record.sequence), "dtype": stored.dtype.newbyteorder("<").str, "shape": stored.shape}
+        return known | form, data
+
+    def build(self, path: Path, entries: Iterable[Entry], attributes: Callable[[], Facts]) -> Facts:
+        """Write the datasets."""
+        write_file(path, map(_dataset, entries), lambda: {**self.attributes, **attributes()})
+        return {}
+
+    def name(self, path: Path, attributes: Facts, folder: Path) -> None:
+        """HDF5 says itself what run it is of."""
+
+    def named(self, path: Path, *, keep: bool) -> None:
+        """Nothing stands beside it."""
+
+    def describe(self, path: Path) -> Facts:
+        """Return what the file says of its run."""
+        wanted = ("run_sha256", "failed_records", "left_out_records")
+        try:
+            with SafeFile(path) as file:
+                return {name: value for name in wanted if (value := file.attribute(name)) is not None}
+        except InputError:
+            return {}
+
+
+def _dataset(entry: Entry) -> Dataset:
+    facts = entry.facts
+    named = {"original_id": facts["id"], "description": facts["description"], "length": facts["length"]}
+    return Dataset(facts["key"], named, entry.data, facts["dtype"], tuple(facts["shape"]), entry.crc)

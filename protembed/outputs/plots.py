@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protembed.errors import DependencyError, OutputError
+from protembed.errors import DependencyError
+from protembed.outputs.files import atomic, write_errors
 
 _SIDE = 5.0  # inches of the map
 _TRACK_WIDTH = 8.0  # inches of the shortest
@@ -39,10 +40,8 @@ def file_name(key: str) -> str:
 
 def make_folder(path: Path) -> None:
     """Make the folder of the pictures. Raises OutputError."""
-    try:
+    with write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def draw_contacts(contacts: npt.NDArray[np.floating[Any]], path: Path, *, title: str) -> None:
@@ -113,11 +112,5 @@ def _shorten(title: str) -> str:
 
 
 def _save(figure: Any, path: Path, *, dpi: float) -> None:
-    try:
-        figure.savefig(path, dpi=dpi)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written ({error.strerror})", hint="Check the folder that --plot names.")
+    with atomic(path) as new, write_errors(path):
+        figure.savefig(new, dpi=dpi, format="png")

@@ -11,28 +11,28 @@ The columns of the table (TSV), a line a residue, a protein or a contact:
 Of contacts the table and JSON have the L likeliest pairs with |i - j| >= 6; HDF5 has the whole map.
 """
 
+import hashlib
 import json
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
-from protembed.errors import OutputError, UsageError
+from protembed.errors import UsageError
 from protembed.models.head_config import HeadCard
-from protembed.outputs.target import Target
-from protembed.sequences.windows import Failure
+from protembed.outputs.content import FORMAT_VERSION, digest_attributes
+from protembed.outputs.files import atomic, sync, write_errors
+from protembed.outputs.journal import Entry, Facts
+from protembed.outputs.target import cell, format_of, is_stream, require_ending, run_file_of
+from protembed.sequences.records import Record
+from protembed.sequences.survey import id_key
 from protembed.tasks.metrics import RANGES
 from protembed.tasks.prediction import Predicted, Prediction
 
 Format: TypeAlias = Literal["tsv", "jsonl", "fasta", "h5"]
 COLUMNS = ("id", "task", "position", "residue", "partner", "label", "value")
-_ENDINGS: Mapping[str, Format] = {".jsonl": "jsonl", ".fasta": "fasta", ".fa": "fasta", ".h5": "h5", ".hdf5": "h5"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,43 +43,35 @@ class TextFormat:
     write: Callable[[Predicted], Iterator[str]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskTarget(Target):
-    """Where predictions go as HDF5: a file a task, because other tools expect one kind a file."""
+def choose_format(told: Format | None, out: Path, heads: Sequence[HeadCard]) -> Format:
+    """Return the format: the one told, else by the ending of the output, else TSV.
 
-    out: Path
-    tasks: tuple[str, ...]
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """OUT.h5 itself for one task, OUT.TASK.h5 for several."""
-        if len(self.tasks) == 1:
-            return {self.tasks[0]: self.out}
-        return {task: self.out.with_name(f"{self.out.stem}.{task}{self.out.suffix}") for task in self.tasks}
-
-    @property
-    def failures(self) -> Path:
-        return failures_of(self.out)
-
-
-def choose_format(told: Format | None, out: Path | None, heads: Sequence[HeadCard]) -> Format:
-    """Return the format: the one told, else by the ending of the output, else TSV. Raises UsageError."""
-    chosen = told or (_ENDINGS.get(out.suffix, "tsv") if out else "tsv")
-    if chosen == "h5" and out is None:
-        raise UsageError("HDF5 cannot go to standard output", hint="-o OUT.h5")
+    Raises UsageError for a name that says another format, and where the heads cannot be written in it.
+    """
+    chosen = told or cast("Format", format_of(out) or "tsv")
+    if is_stream(out):
+        if chosen == "h5":
+            raise UsageError("HDF5 cannot go to standard output", hint="-o OUT.h5")
+    else:
+        require_ending(out, chosen)
     if chosen == "fasta":
         lettered = [head for head in heads if head.kind in ("residue_classes", "residue_flags")]
-        if len(heads) != 1 or not lettered:
+        if len(heads) != 1 or not lettered or not _are_letters(lettered[0].labels):
             raise UsageError(
                 "--format fasta takes one task of residue labels", hint="Such as --task ss3; or --format tsv or jsonl."
             )
     return chosen
 
 
+def _are_letters(labels: Sequence[str]) -> bool:
+    """Tell whether labels can stand in a line below a sequence, a letter for each residue."""
+    return all(len(label) == 1 and label.isprintable() for label in labels)
+
+
 def table_lines(predicted: Predicted) -> Iterator[str]:
     """Yield the lines of the table."""
     for prediction in predicted.tasks.values():
-        start = f"{predicted.record.id}\t{prediction.card.task}\t"
+        start = f"{cell(name_of(predicted.record))}\t{cell(prediction.card.task)}\t"
         yield from (f"{start}{row}\n" for row in _rows(prediction))
 
 
@@ -88,8 +80,8 @@ def _rows(prediction: Prediction) -> Iterator[str]:
     match prediction.card.kind:
         case "residue_classes" | "residue_flags":
             best = prediction.output.max(axis=1)
-            for position, (residue, label) in enumerate(zip(sequence, prediction.labels, strict=True), start=1):
-                yield f"{position}\t{residue}\t\t{label}\t{best[position - 1]:.4f}"
+            for position, (residue, label) in enumerate(zip(sequence, prediction.residue_labels, strict=True), start=1):
+                yield f"{position}\t{residue}\t\t{cell(label)}\t{best[position - 1]:.4f}"
         case "residue_values":
             for position, (residue, value) in enumerate(zip(sequence, prediction.values, strict=True), start=1):
                 yield f"{position}\t{residue}\t\t\t{value:.4f}"
@@ -97,7 +89,7 @@ def _rows(prediction: Prediction) -> Iterator[str]:
             for i, j, probability in likeliest_contacts(prediction):
                 yield f"{i}\t{sequence[i - 1]}\t{j}\t\t{probability:.4f}"
         case "sequence_class":
-            yield f"\t\t\t{prediction.labels}\t{prediction.output.max():.4f}"
+            yield f"\t\t\t{cell(prediction.labels)}\t{prediction.output.max():.4f}"
         case "sequence_value":
             yield f"\t\t\t\t{prediction.values:.4f}"
 
@@ -114,7 +106,7 @@ def json_lines(predicted: Predicted) -> Iterator[str]:
     """Yield one line of JSON: id, length, and by task the labels and probabilities, values or contacts."""
     record = predicted.record
     tasks = {task: _values(prediction) for task, prediction in predicted.tasks.items()}
-    yield json.dumps({"id": record.id, "length": len(record.sequence), "tasks": tasks}) + "\n"
+    yield json.dumps({"id": name_of(record), "length": len(record.sequence), "tasks": tasks}) + "\n"
 
 
 def _values(prediction: Prediction) -> dict[str, Any]:
@@ -122,7 +114,8 @@ def _values(prediction: Prediction) -> dict[str, Any]:
     match prediction.card.kind:
         case "residue_classes" | "residue_flags":
             columns = list(prediction.card.labels)
-            return {"labels": prediction.labels, "columns": columns, "probabilities": rounded}
+            labels = prediction.labels if _are_letters(columns) else prediction.residue_labels
+            return {"labels": labels, "columns": columns, "probabilities": rounded}
         case "sequence_class":
             named = dict(zip(prediction.card.labels, rounded, strict=True))
             return {"label": prediction.labels, "probabilities": named}
@@ -137,7 +130,17 @@ def _values(prediction: Prediction) -> dict[str, Any]:
 def fasta_lines(predicted: Predicted) -> Iterator[str]:
     """Yield three lines: id, sequence, labels."""
     (prediction,) = predicted.tasks.values()
-    yield f">{predicted.record.id}\n{predicted.record.sequence}\n{prediction.labels}\n"
+    yield f">{cell(name_of(predicted.record))}\n{predicted.record.sequence}\n{cell(prediction.labels)}\n"
+
+
+def name_of(record: Record) -> str:
+    """Return what tells a record from all others: its id, with a number where it is repeated, or its key.
+
+    >>> name_of(Record("a/b", "MK", key="a_b")), name_of(Record("a/b", "MK", key="a_b_2"))
+    ('a/b', 'a/b_2')
+    """
+    same = record.key.startswith(id_key(record.id))
+    return record.id + record.key[len(id_key(record.id)) :] if same else record.key or record.id
 
 
 TEXT_FORMATS: Mapping[str, TextFormat] = {
@@ -147,73 +150,49 @@ TEXT_FORMATS: Mapping[str, TextFormat] = {
 }
 
 
-class TextSink:
-    """A text output: standard output, or a file that gets its name when it is complete."""
+@dataclass(frozen=True, kw_only=True)
+class TextForm:
+    """A text file of predictions; see file_writer.Form. `attributes` stand in a file beside it, while it is needed."""
 
-    def __init__(self, out: Path | None, *, overwrite: bool) -> None:
-        if out is not None and out.exists() and not overwrite:
-            raise OutputError(f"{out} exists", hint="--overwrite replaces it; or choose another name.")
-        self._out = out
-        self._temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp") if out else None
-        self._failed: list[str] = []
+    text: TextFormat
+    attributes: Facts
 
-    def __enter__(self) -> "TextSink":
+    def encode(self, item: Predicted) -> tuple[Facts, bytes]:
+        """Return the lines of a protein."""
+        return {"key": item.record.key}, "".join(self.text.write(item)).encode("utf-8", "backslashreplace")
+
+    def build(self, path: Path, entries: Iterable[Entry], attributes: Callable[[], Facts]) -> Facts:
+        """Put the lines of all proteins together."""
+        state, records = hashlib.sha256(), 0
+        with path.open("r+b") as file:
+            size = file.write(self.text.header.encode())
+            state.update(self.text.header.encode())
+            for entry in entries:
+                state.update(entry.data)
+                size += file.write(entry.data)
+                records += 1
+        sync(path)
+        named = {**self.attributes, **attributes(), "records": records, "bytes": size, "complete": True}
+        named |= {"content_sha256": state.hexdigest(), "format_version": FORMAT_VERSION}
+        return {**named, "attributes_sha256": digest_attributes(named)}
+
+    def name(self, path: Path, attributes: Facts, folder: Path) -> None:
+        """Write beside the text what run it is of: text itself does not say it."""
+        place = run_file_of(path)
+        with atomic(place, folder=folder) as new, write_errors(place):
+            new.write_text(json.dumps(attributes, indent=1), encoding="utf-8")
+
+    def named(self, path: Path, *, keep: bool) -> None:
+        """Remove it again, unless a later run will ask for it: one that resumes, or merges shards."""
+        if not keep:
+            run_file_of(path).unlink(missing_ok=True)
+
+    def describe(self, path: Path) -> Facts:
+        """Return the attributes of a text that is as it was written."""
         try:
-            self._file: IO[str] = self._temporary.open("w", encoding="utf-8") if self._temporary else _stdout()
-        except OSError as error:
-            raise self._unwritable(error) from error
-        return self
-
-    def write(self, text: str) -> None:
-        """Write some text. Raises OutputError."""
-        try:
-            self._file.write(text)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def fail(self, failure: Failure) -> None:
-        """Note a record without a result: for OUT.failed.tsv, or on standard error when the output is not a file."""
-        self._failed.append(f"{failure.record.id}\t{failure.reason}\n")
-        if self._out is None:
-            warnings.warn(f"{failure.record} has no result: {failure.reason}", stacklevel=2)
-
-    def finish(self) -> None:
-        """Give a file its name, and write the list of failures beside it."""
-        try:
-            self._file.flush()
-            if self._out is None or self._temporary is None:
-                return
-            failures = failures_of(self._out)
-            failures.unlink(missing_ok=True)
-            if self._failed:
-                failures.write_text(f"id\treason\n{''.join(self._failed)}", encoding="utf-8")
-            self._file.close()
-            os.replace(self._temporary, self._out)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def __exit__(self, *_: object) -> None:
-        if self._temporary is not None:
-            with suppress(OSError):  # what is left cannot be written either; that was told
-                self._file.close()
-            self._temporary.unlink(missing_ok=True)
-
-    def _unwritable(self, error: OSError) -> OutputError:
-        if self._out is None:
-            # Python flushes standard output once more at the end: there it must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return OutputError(f"standard output was closed before the end ({error.strerror})")
-        return OutputError(f"{self._out}: cannot be written ({error.strerror})", hint="Check the folder and its space.")
-
-
-def _stdout() -> IO[str]:
-    """Return standard output. Raises OutputError where the shell closed it (>&-)."""
-    stdout: IO[str] | None = sys.stdout
-    if stdout is None:
-        raise OutputError("standard output is closed", hint="-o OUT names a file.")
-    return stdout
-
-
-def failures_of(out: Path) -> Path:
-    """Name the list of the records without a result."""
-    return out.with_suffix(".failed.tsv")
+            facts = json.loads(run_file_of(path).read_bytes()[:1_000_000])
+            with path.open("rb") as file:
+                same = facts["content_sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
+            return dict(facts) if same else {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return {}

@@ -1,14 +1,16 @@
 """Alphabets: residues to token ids and back, for one family of models."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import ModelError
+from protembed.schema import Size, build
 
 STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 """The 20 standard residues, in the order of every logits output."""
@@ -28,7 +30,7 @@ class Alphabet:
     'MKX'
     """
 
-    tokens: tuple[str, ...]
+    tokens: Annotated[tuple[Annotated[str, Size(200)], ...], Size(2**20)]
     start: str | None
     end: str | None
     mask: str
@@ -41,6 +43,9 @@ class Alphabet:
             raise ModelError(f"the alphabet has no row for {', '.join(sorted(map(str, missing)))}")
         if absent := [r for r in STANDARD_RESIDUES if r not in self.tokens]:
             raise ModelError(f"the alphabet has no row for the residues {', '.join(absent)}")
+        if len(set(self.tokens)) < len(self.tokens):
+            repeated = Counter(self.tokens).most_common(1)[0][0]
+            raise ModelError(f"the alphabet has two rows for {repeated!r}")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -116,8 +121,8 @@ class Alphabet:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Alphabet":
-        """Read what `to_dict` wrote."""
-        return cls(**{**fields, "tokens": tuple(fields["tokens"])})
+        """Read what `to_dict` wrote. Raises ModelError."""
+        return build(cls, fields, "the alphabet")
 
 
 PROTEMBED = Alphabet(

@@ -1,9 +1,10 @@
 """One look at the whole input before any computing: counts, lengths, letters, and records that share a name."""
 
 import hashlib
+import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -11,11 +12,11 @@ import numpy.typing as npt
 
 from protembed.errors import InputError
 from protembed.sequences.alphabet import Alphabet
+from protembed.sequences.composition import ExpectPolicy, LetterCount, UnknownPolicy
 from protembed.sequences.records import Record
 
 KeyKind = Literal["id", "md5", "biotrainer"]
 DuplicatePolicy = Literal["error", "suffix", "first"]
-UnknownPolicy = Literal["x", "error"]
 
 _DUPLICATES = "--duplicates suffix keeps both (name, name_2), --duplicates first keeps the first."
 
@@ -50,19 +51,57 @@ def _short(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
+def content_of(record: Record) -> bytes:
+    """Return 16 bytes that identify a record's id, header and residues."""
+    text = f"{record.id}\t{record.description}\t{record.sequence}"
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def short_content(content: bytes) -> int:
+    """Return the 64 bits of `content_of` that a survey keeps."""
+    return int.from_bytes(content[:8], "big")
+
+
+@dataclass(frozen=True)
+class FileState:
+    """An input file and what the file system says of it: size, times and inode; None where it is not there."""
+
+    path: str | os.PathLike[str]
+    state: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> "FileState":
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return cls(path, None)
+        return cls(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file system says something else now."""
+        return FileState.of(self.path).state != self.state
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What is in the input; 12 bytes a record, whatever its length.
+    """What is in the input; 20 bytes a record, whatever its length.
 
-    `names` are 64-bit digests of all keys, sorted; `repeated` those that stand more than once; `digest` identifies
-    the whole input; `unknown` and `gaps` count letters outside the alphabet and gaps removed.
+    `names` are 64-bit digests of all keys, sorted; `repeated` those that stand more than once; `contents` are 64-bit
+    digests of the records, in order; `digest` identifies the whole input; `files` are the states of its files before
+    they were read; `unknown`, `stops` and `gaps` count letters outside the alphabet, `*` inside sequences, and gaps
+    removed; `others` counts records that look like something else than proteins, by what they look like.
     """
 
     lengths: npt.NDArray[np.int32]
     names: npt.NDArray[np.uint64]
+    contents: npt.NDArray[np.uint64]
+    files: tuple[FileState, ...] = ()
     repeated: frozenset[int]
     unknown: int
+    stops: int
     gaps: int
+    others: Mapping[str, int] = field(default_factory=dict)
     digest: str
 
     @property
@@ -73,6 +112,15 @@ class Survey:
     def residues(self) -> int:
         return int(self.lengths.sum(dtype=np.int64))
 
+    def notes(self, unknown: str) -> dict[str, int]:
+        """Return what is not plain about the input, for people, with counts; `unknown` is the alphabet's letter."""
+        return {
+            f"letters outside the alphabet, read as {unknown}": self.unknown,
+            "of them stops (*) inside sequences": self.stops,
+            "gaps removed": self.gaps,
+            **{f"records that look like {what}": count for what, count in self.others.items()},
+        }
+
     def has(self, key: str) -> bool:
         """Tell whether a key is (but for a chance of 1 in 2**64 a record) among the input's."""
         short = np.uint64(_short(key))
@@ -80,34 +128,46 @@ class Survey:
         return place < len(self.names) and bool(self.names[place] == short)
 
 
-def survey(read: Callable[[], Iterable[Record]], *, alphabet: Alphabet, unknown: UnknownPolicy, key: KeyKind) -> Survey:
-    """Read the input once. Raises InputError for what is not a protein, or for unknown letters when refused."""
-    lengths, names = array("i"), array("Q")
+def survey(
+    read: Callable[[], Iterable[Record]],
+    *,
+    alphabet: Alphabet,
+    unknown: UnknownPolicy,
+    key: KeyKind,
+    expect: ExpectPolicy = "warn",
+    files: Iterable[str | os.PathLike[str]] = (),
+) -> Survey:
+    """Read the input once; `files` are the paths that `read` reads, to be watched until the end of the run.
+
+    Warns of records that are DNA or the like. Raises InputError for them when proteins are expected, for what is not a
+    sequence at all, and for unknown letters and stops when refused.
+    """
+    states = tuple(FileState.of(path) for path in files)
+    lengths, names, contents = array("i"), array("Q"), array("Q")
     state = hashlib.blake2b(digest_size=16)
-    allowed = str.maketrans("", "", "".join(alphabet.letters))
-    strange = gaps = 0
+    letters = LetterCount(alphabet, unknown, expect)
     for record in read():
         lengths.append(len(record.sequence))
-        name = key_of(record, key)
-        names.append(_short(name))
-        state.update(f"{record.id}\t{record.sequence}\n".encode())
-        gaps += record.gaps
-        if others := record.sequence.translate(allowed):
-            strange += len(others)
-            if unknown == "error":
-                raise InputError(
-                    f"{record} has the letter {others[0]}, which the model does not know",
-                    hint=f"--unknown x reads such letters as {alphabet.unknown}.",
-                )
+        if record.sequence or key == "id":  # empty records have no result that would need a name of its own
+            names.append(_short(key_of(record, key)))
+        content = content_of(record)
+        contents.append(short_content(content))
+        state.update(content)
+        letters.add(record)
     if not lengths:
         raise InputError("the input holds no records", hint="It should hold FASTA records.")
+    letters.warn()
     unique, counts = np.unique(np.array(names, dtype=np.uint64), return_counts=True)
     return Survey(
         lengths=np.array(lengths, dtype=np.int32),
         names=unique,
+        contents=np.array(contents, dtype=np.uint64),
+        files=states,
         repeated=frozenset(unique[counts > 1].tolist()),
-        unknown=strange,
-        gaps=gaps,
+        unknown=letters.unknown + letters.stops,
+        stops=letters.stops,
+        gaps=letters.gaps,
+        others=dict(letters.others),
         digest=state.hexdigest(),
     )
 
@@ -123,7 +183,7 @@ def assign_keys(
     given: set[str] = set()
     for record in records:
         key = key_of(record, kind)
-        if not found.repeated or _short(key) not in found.repeated:
+        if (not record.sequence and kind != "id") or not found.repeated or _short(key) not in found.repeated:
             yield key, record
         elif key not in seen:
             seen[key] = record

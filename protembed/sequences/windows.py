@@ -53,7 +53,9 @@ def cut(
     """Turn records into pieces that the model takes; `long` says what becomes of those over the limit."""
     for record in records:
         length = len(record.sequence)
-        if limit is None or length <= limit:
+        if not length:
+            yield Failure(record=record, reason="it has no residues")
+        elif limit is None or length <= limit:
             yield Piece(record, 0, alphabet.encode(record.sequence), True)
         elif long == "truncate":
             yield Piece(record, 0, alphabet.encode(record.sequence[:limit]), True)
@@ -97,15 +99,17 @@ def _halve(
     try:
         results = compute(pieces)
     except (OutOfMemoryError, MemoryError):
-        if len(pieces) == 1:
-            reason = f"{len(pieces[0].tokens)} tokens do not fit into memory"
-            yield Failure(record=pieces[0].record, reason=reason), nothing
-            return
+        results = None
+    # The halves run here, not in the block above: there the error's traceback holds all that the batch has computed.
+    if results is not None:
+        yield from zip(pieces, results, strict=True)
+    elif len(pieces) == 1:
+        reason = f"{len(pieces[0].tokens)} tokens do not fit into memory"
+        yield Failure(record=pieces[0].record, reason=reason), nothing
+    else:
         middle = len(pieces) // 2
         yield from _halve(pieces[:middle], compute, nothing)
         yield from _halve(pieces[middle:], compute, nothing)
-        return
-    yield from zip(pieces, results, strict=True)
 
 
 def average_windows(windows: Sequence[tuple[Piece, Array]]) -> Array:

@@ -1,7 +1,7 @@
 """Contacts between residues."""
 
 from protembed.tasks.labels.encoding import Coding
-from protembed.tasks.labels.formats import Files
+from protembed.tasks.labels.rows import Files
 from protembed.tasks.task import Task
 
 TASK = Task(

@@ -1,7 +1,7 @@
 """Fluorescence of variants of one protein."""
 
 from protembed.tasks.labels.encoding import Coding
-from protembed.tasks.labels.formats import Files
+from protembed.tasks.labels.rows import Files
 from protembed.tasks.task import VALUE_METRICS, Task
 
 TASK = Task(

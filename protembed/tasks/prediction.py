@@ -30,21 +30,23 @@ class Prediction:
 
         Raises UsageError where a task has no labels.
         """
-        match self.card.kind:
-            case "residue_classes":
-                return "".join(self.card.labels[number] for number in self.output.argmax(axis=1))
-            case "residue_flags":
-                best = self.output.argmax(axis=1)
-                return "".join(
-                    self.card.labels[number] if row[number] > 0.5 else NO_FLAG
-                    for number, row in zip(best, self.output, strict=True)
-                )
-            case "sequence_class":
-                return self.card.labels[int(self.output.argmax())]
-            case _:
-                raise UsageError(
-                    f"{self.card.task} has no labels", hint="Its numbers are in .values or .probabilities."
-                )
+        if self.card.kind == "sequence_class":
+            return self.card.labels[int(self.output.argmax())]
+        return "".join(self.residue_labels)
+
+    @cached_property
+    def residue_labels(self) -> list[str]:
+        """The label of every residue, as in `labels`. Raises UsageError where a task has none."""
+        if self.card.kind not in ("residue_classes", "residue_flags"):
+            raise UsageError(f"{self.card.task} has no labels", hint="Its numbers are in .values or .probabilities.")
+        best = self.output.argmax(axis=1)
+        labels = [self.card.labels[number] for number in best]
+        if self.card.kind == "residue_classes":
+            return labels
+        return [
+            label if row[number] > 0.5 else NO_FLAG
+            for label, number, row in zip(labels, best, self.output, strict=True)
+        ]
 
     @property
     def probabilities(self) -> Array:

@@ -1,7 +1,7 @@
 """Remote homology: the fold of a protein whose superfamily was not seen in training."""
 
 from protembed.tasks.labels.encoding import Coding
-from protembed.tasks.labels.formats import Files
+from protembed.tasks.labels.rows import Files
 from protembed.tasks.task import CLASS_METRICS, Task
 
 TASK = Task(

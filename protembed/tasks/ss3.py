@@ -1,7 +1,7 @@
 """Secondary structure, 3 states."""
 
 from protembed.tasks.labels.encoding import Coding
-from protembed.tasks.labels.formats import Files
+from protembed.tasks.labels.rows import Files
 from protembed.tasks.task import CLASS_METRICS, Task
 
 TASK = Task(

@@ -1,7 +1,7 @@
 """Stability of small designed proteins."""
 
 from protembed.tasks.labels.encoding import Coding
-from protembed.tasks.labels.formats import Files
+from protembed.tasks.labels.rows import Files
 from protembed.tasks.task import VALUE_METRICS, Task
 
 TASK = Task(

@@ -7,7 +7,7 @@ from pathlib import Path
 from protembed.models.head_config import HeadCard, Kind
 from protembed.tasks.labels.dataset import Choice, DataSet, read_labelled
 from protembed.tasks.labels.encoding import Coding
-from protembed.tasks.labels.formats import Files
+from protembed.tasks.labels.rows import Files
 from protembed.tasks.metrics import Metric, accuracy, macro_accuracy, macro_f1, mcc, rmse, spearman
 
 CONTACT_METRIC = "precision_at_l5"
@@ -74,7 +74,7 @@ class Task:
 
 
 def own_task(name: str, kind: Kind, labels: tuple[str, ...] = ()) -> Task:
-    """Describe a task of the user's own, its data in any of the forms that labels.formats reads."""
+    """Describe a task of the user's own, its data in any of the forms that labels reads."""
     coding = Coding(kind=kind, labels=labels, flags={label: label for label in labels} | {"-": ""})
     return Task(name=name, summary="your own", coding=coding, metrics=_METRICS.get(kind, {}))
 

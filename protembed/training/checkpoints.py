@@ -1,6 +1,7 @@
 """Training checkpoints: a folder a step, complete or not there at all, for any number of processes."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ from protembed.training.corpus.packing import Cursor
 from protembed.training.parallel import World, full_weights
 
 _PREFIX = "step_"
+_FREE = {("train", name) for name in ("out", "device", "threads", "start_from")}
+_MASKED_ALONE = {"masked": 1.0, "profile": 0.0, "background": 1.0}  # what runs had before there was a choice
 _BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)  # so that another number of processes can read it
 
 
@@ -60,6 +63,9 @@ class Checkpoints:
 
     def __init__(self, run: Path, world: World, *, keep: int) -> None:
         self._run, self._world, self._keep = run, world, keep
+        if world.is_main:
+            for left in run.glob(f".{_PREFIX}*.tmp"):  # of a process that was killed while it saved
+                shutil.rmtree(left, ignore_errors=True)
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._pending: tuple[Path, Future[Any]] | None = None
 
@@ -140,12 +146,13 @@ def read_progress(folder: Path, state: Mapping[str, Any]) -> Progress:
     Raises TrainingError when it is damaged, past the last step, or belongs to another model, other data, another seed
     (which is the order of the data) or another optimizer. Where the data lies may change, what it holds may not.
     """
+    saved = _read_saved(folder)
     try:
-        saved = json.loads((folder / "progress.json").read_text())
-        values = saved["progress"]
-        progress = Progress(**{**values, "cursor": Cursor(**values["cursor"])})
-        was = _identity({"corpus": state["corpus"], **saved["config"]})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        progress = _progress_of(saved["progress"])
+        was = _identity({"corpus": state["corpus"], "objective": _MASKED_ALONE, **saved["config"]})
+        if folder.name != f"{_PREFIX}{progress.step:08d}":
+            raise ValueError(f"it is of step {progress.step}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, "progress.json", error) from error
     for place, value in _identity(json.loads(json.dumps(state))).items():
         if value != was[place]:
@@ -161,14 +168,56 @@ def read_progress(folder: Path, state: Mapping[str, Any]) -> Progress:
     return progress
 
 
+def _read_saved(folder: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, "progress.json", error) from error
+    if not isinstance(saved, dict):
+        raise _damaged(folder, "progress.json", ValueError("it holds no progress"))
+    return saved
+
+
+def _progress_of(values: Mapping[str, Any]) -> Progress:
+    """Return what JSON says of how far a run is. Raises ValueError, KeyError or TypeError for nonsense."""
+    counts = (values["step"], values["tokens"], values["cursor"]["epoch"], values["cursor"]["used"])
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+        raise ValueError("a count is none")
+    seconds = values["seconds"]
+    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds are {str(seconds)[:20]}")
+    step, tokens, epoch, used = counts
+    return Progress(step=step, tokens=tokens, seconds=float(seconds), cursor=Cursor(epoch, used))
+
+
+def read_config(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the sections that a checkpoint was made with. Raises TrainingError when it is damaged."""
+    config = _read_saved(folder).get("config")
+    if not isinstance(config, dict):
+        raise _damaged(folder, "progress.json", ValueError("it holds no configuration"))
+    return {name: section for name, section in config.items() if isinstance(section, dict)}
+
+
+def changed_settings(folder: Path, state: Mapping[str, Any]) -> list[str]:
+    """Say which settings of [train] and [parallel] differ from those that a checkpoint was made with."""
+    before, now = read_config(folder), json.loads(json.dumps(state))
+    return [
+        f"[{section}] {name} {before[section][name]} -> {value}"
+        for section in ("train", "parallel")
+        for name, value in now[section].items()
+        if name in before.get(section, {}) and before[section][name] != value and (section, name) not in _FREE
+    ]
+
+
 def _identity(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must not change in a run, by the place that tells it."""
-    paths = ("corpus", "train", "valid")
+    paths = ("corpus", "train", "valid", "homologs")
     return {
         "[model]": state["model"],
         "[data]": {name: value for name, value in state["data"].items() if name not in paths},
         "[data] corpus": state["corpus"],
         "[mask]": state["mask"],
+        "[objective]": state.get("objective"),
         **{f"[train] {name}": state["train"][name] for name in ("optimizer", "seed")},
     }
 
@@ -176,15 +225,21 @@ def _identity(state: Mapping[str, Any]) -> dict[str, Any]:
 def read_optimizers(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer], world: World) -> None:
     """Put the state of a checkpoint into optimizers, whatever number of processes wrote it.
 
-    Raises TrainingError when it is damaged.
+    Learning rate, weight decay, betas and the like stay what the optimizers were built with, not what the checkpoint
+    says. Raises TrainingError when it is damaged.
     """
     state = get_optimizer_state_dict(module, list(optimizers), options=_BY_NAME)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     try:
         with world.watch():  # a process that is gone is no reason to call a checkpoint damaged
             load({"optimizer": state}, checkpoint_id=folder / "optimizer", no_dist=world.size == 1)
     except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise _damaged(folder, "optimizer", error) from error
     set_optimizer_state_dict(module, list(optimizers), state, options=_BY_NAME)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group, own in zip(groups, settings, strict=True):
+        group.update(own)
 
 
 def _strip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,7 +248,7 @@ def _strip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _damaged(folder: Path, name: str, error: BaseException) -> TrainingError:
-    reason = str(error).strip().splitlines()
+    reason = str(error)[:200].strip().splitlines()
     return TrainingError(
         f"{folder / name}: cannot be read ({reason[-1] if reason else type(error).__name__})",
         hint=f"The checkpoint is damaged. Delete {folder}: the run goes on from the one before.",

@@ -30,7 +30,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})", hint="Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UsageError(f"{path}: not a configuration (values are nested too deep)") from error
+    except ValueError as error:  # TOML's own, UTF-8's, and that of numbers with thousands of digits
         raise UsageError(f"{path}: not TOML ({error})") from error
 
 
@@ -38,10 +40,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot and section and name):
-        raise UsageError(f"--set {override}: not of the form section.key=value", hint="Example: --set train.steps=100")
+        raise UsageError(
+            f"--set {override[:80]}: not of the form section.key=value", hint="Example: --set train.steps=100"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     values.setdefault(section, {})[name] = value
 
@@ -71,23 +75,34 @@ def _checked(value: Any, hint: Any, place: str) -> Any:
     """Return a TOML value as the type that a field names; raises UsageError when it is of another."""
     choices = get_args(hint)
     if get_origin(hint) is Literal:
-        if value not in choices:
-            raise UsageError(f"{place} {value!r}, not one of {', '.join(map(str, choices))}")
+        if type(value) is not str or value not in choices:
+            raise UsageError(f"{place} {_shown(value)}, not one of {', '.join(map(str, choices))}")
         return value
     if get_origin(hint) is tuple:
         items = value if isinstance(value, list) else [value]
         if choices[-1] is not Ellipsis and len(items) != len(choices):
-            raise UsageError(f"{place} {value!r}, not {len(choices)} values")
+            raise UsageError(f"{place} {_shown(value)}, not {len(choices)} values")
         return tuple(_checked(item, choices[0], place.removesuffix("is") + "holds") for item in items)
     if get_origin(hint) is UnionType:
         return _checked(value, choices[0], place)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 2**63:
         return float(value)
     if type(value) is not hint:
-        raise UsageError(f"{place} {value!r}, not {hint.__name__}")
+        raise UsageError(f"{place} {_shown(value)}, not {hint.__name__}")
+    if hint is int and not -(2**63) <= value < 2**63:
+        raise UsageError(f"{place} {_shown(value)}, which is no number that can be meant")
     return value
+
+
+def _shown(value: Any) -> str:
+    """Write a value of the user's, or its beginning, in a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits to print, nested too deep
+        return f"of {type(value).__name__}, too large to show"
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], place: str) -> None:
     if unknown := sorted(set(values) - set(known)):
-        raise UsageError(f"{place}: unknown key {unknown[0]!r}", hint=f"Known: {', '.join(known)}.")
+        raise UsageError(f"{place}: unknown key {_shown(unknown[0])}", hint=f"Known: {', '.join(known)}.")

@@ -39,6 +39,10 @@ def draw_curve(run: Path) -> str:
 def _draw(reports: Reports, left: Any, right: Any) -> None:
     evaluated = [report for report in reports if report["valid_perplexity"] is not None]
     left.plot([r["tokens"] / 1e6 for r in reports], [r["loss"] for r in reports], linewidth=0.8)
-    left.set(xlabel="tokens (millions)", ylabel="training loss (nats a masked residue)")
+    profiled = [report for report in reports if report.get("profile_loss") is not None]
+    if profiled:
+        left.plot([r["tokens"] / 1e6 for r in profiled], [r["profile_loss"] for r in profiled], linewidth=0.8)
+        left.legend(["masked residues", "profiles"], frameon=False)
+    left.set(xlabel="tokens (millions)", ylabel="training loss (nats per residue)")
     right.plot([r["tokens"] / 1e6 for r in evaluated], [r["valid_perplexity"] for r in evaluated], marker=".")
     right.set(xlabel="tokens (millions)", ylabel="perplexity on held-out proteins")

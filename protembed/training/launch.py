@@ -1,6 +1,11 @@
-"""Who am I among the processes of a run: told by torchrun, by srun, or alone."""
+"""Detect rank and number of processes from the environment (torchrun, srun or a single process)."""
 
+import os
 import re
+import signal
+import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -111,6 +116,28 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     if not re.fullmatch("[0-9]+", text):
         raise UsageError(f"{name} is {text!r}, not a number", hint=_HINT)
     return int(text)
+
+
+def end_with_launcher(launch: Launch, *, every: float = 1.0, grace: float = 600.0) -> None:
+    """End this process when torchrun, its parent, is gone (kill -9, out of memory): it would train on unattended.
+
+    It is told by SIGTERM, so that the run saves itself first; after `grace` seconds it ends in any case. srun's
+    processes are ended by SLURM.
+    """
+    if launch.by != "torchrun":
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every)
+        if launch.local_rank == 0:
+            print("torchrun is gone: saving and ending", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace)
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True, name="launcher").start()
 
 
 _HINT = (

@@ -14,6 +14,14 @@ def at_least(section: object, least: int, *names: str) -> None:
             raise UsageError(f"{name} is {value}, not {least} or more")
 
 
+def at_most(section: object, most: float, *names: str) -> None:
+    """Raise UsageError unless all these fields are `most` or less, or not given (None); NaN is not."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value <= most:
+            raise UsageError(f"{name} is {value}, not {most:,} or less")
+
+
 def above_zero(section: object, *names: str) -> None:
     """Raise UsageError unless all these fields are above 0."""
     for name in names:

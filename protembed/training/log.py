@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from protembed.errors import DependencyError
+from protembed.outputs.files import atomic
 from protembed.training.checkpoints import written
 
 SPIKE_DEVIATIONS = 6.0
@@ -21,11 +21,12 @@ SPIKE_MEMORY = 0.95  # of the running mean and variance, a report
 class Report:
     """What happened up to a step.
 
-    `loss` (nats a masked residue) and `gradient_norm` are means since the last report, `tokens_per_second` and
-    `data_wait` (share of the time spent waiting for data) too. `mfu` is the share of the device's peak that the model's
-    own arithmetic takes (see `forecast.training_flops_per_token`); None where the peak is not known. `memory_gb` is the
-    most that this process has used. `valid_perplexity` stands only where the model was evaluated, `warning` where
-    something is strange.
+    `loss` (nats per masked residue), `profile_loss` (nats per residue; None without profiles) and `gradient_norm` are
+    means since the last report, `tokens_per_second` and `data_wait` (share of the time spent waiting for data) too.
+    `mfu` is the share of the device's peak that the model's own arithmetic takes (see
+    `forecast.training_flops_per_token`); None where the peak is not known. `memory_gb` is the most that this process
+    has used. `valid_perplexity` and `valid_profile`, the cross entropy (nats) of the profiles of validation proteins,
+    stand only where the model was evaluated, `warning` where something is strange.
     """
 
     step: int
@@ -41,14 +42,18 @@ class Report:
     memory_gb: float
     mfu: float | None = None
     valid_perplexity: float | None = None
+    profile_loss: float | None = None
+    valid_profile: float | None = None
     warning: str = ""
 
     def __str__(self) -> str:
         valid = "" if self.valid_perplexity is None else f", valid perplexity {self.valid_perplexity:.2f}"
+        valid += "" if self.valid_profile is None else f", valid profile {self.valid_profile:.3f}"
+        profile = "" if self.profile_loss is None else f", profile {self.profile_loss:.3f}"
         mfu = "" if self.mfu is None else f", MFU {self.mfu:.0%}"
         warning = f" ({self.warning})" if self.warning else ""
         return (
-            f"step {self.step:,}: loss {self.loss:.3f}{valid}, gradient {self.gradient_norm:.2f}, "
+            f"step {self.step:,}: loss {self.loss:.3f}{profile}{valid}, gradient {self.gradient_norm:.2f}, "
             f"learning rate {self.learning_rate:.1e}, {self.tokens_per_second:,.0f} tokens/s{mfu}, "
             f"data wait {self.data_wait:.0%}, {self.memory_gb:.1f} GB{warning}"
         )
@@ -66,10 +71,8 @@ class RunLog:
         if not self._path.exists():
             return
         kept = [line for line in self._path.read_text().splitlines(keepends=True) if _step_of(line) <= start]
-        temporary = self._path.with_suffix(".tmp")
-        with written(self._path):
-            temporary.write_text("".join(kept))
-            os.replace(temporary, self._path)
+        with atomic(self._path) as new, written(self._path):
+            new.write_text("".join(kept))
 
     def write(self, report: Report) -> None:
         with written(self._path), self._path.open("a") as file:

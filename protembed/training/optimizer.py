@@ -8,7 +8,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from protembed.training.pretrain.config import TrainSection
 
-_TABLES = ("embedding.weight", "positions.weight", "stem.weight", "mlm_head.weight")  # lists of vectors, no maps
+_TABLES = ("embedding.weight", "positions.weight", "stem.weight", "mlm_head.weight", "profile_head.weight")
+"""Lists of vectors, one per token, position or residue: AdamW without weight decay, never Muon."""
 
 
 def build_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], section: TrainSection) -> list[Optimizer]:
@@ -36,8 +37,8 @@ def build_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], section: Tr
 def learning_rate(step: int, section: TrainSection) -> float:
     """Return the learning rate of a step (from 0): linear warm-up, a plateau, decay to the final one at the last step.
 
-    With `decay_share=1` there is no plateau; with less it is the warmup-stable-decay schedule (arXiv 2404.06395). A run
-    shorter than its warm-up, a rehearsal for one, ends on the way up.
+    With `decay_share=1` there is no plateau; with less, or with `decay_steps`, it is the warmup-stable-decay schedule
+    (arXiv 2404.06395). A run shorter than its warm-up, a rehearsal for one, ends on the way up.
 
     >>> section = TrainSection(out="run", steps=100, warmup_steps=10, learning_rate=1.0, decay="linear")
     >>> learning_rate(4, section), learning_rate(100, section)
@@ -45,7 +46,8 @@ def learning_rate(step: int, section: TrainSection) -> float:
     """
     if step < section.warmup_steps:
         return section.learning_rate * (step + 1) / section.warmup_steps
-    span = max(1.0, (section.steps - section.warmup_steps) * section.decay_share)
+    behind = section.steps - section.warmup_steps
+    span = max(1.0, min(section.decay_steps, behind) if section.decay_steps else behind * section.decay_share)
     progress = max(0.0, 1 - (section.steps - step) / span)
     remaining = 1 - progress if section.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return section.final_learning_rate + (section.learning_rate - section.final_learning_rate) * remaining

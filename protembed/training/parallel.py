@@ -5,11 +5,11 @@ The encoder knows nothing of this file.
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ from protembed.errors import UsageError, WorkerLostError
 from protembed.models.encoder import Block
 from protembed.training.launch import Launch
 from protembed.training.pretrain.config import ParallelSection
+
+Precision = Literal["float32", "bfloat16"]
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: rank 0 may be preparing a corpus meanwhile."""
@@ -50,10 +52,10 @@ class World:
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Add up numbers over all processes, in double precision."""
+        """Add up numbers over all processes, in double precision; on the host, so that no GPU is waited for."""
         if self.size == 1:
             return list(values)
-        numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
+        numbers = torch.tensor(values, dtype=torch.float64)
         with self.watch():
             dist.all_reduce(numbers)
         return [float(number) for number in numbers.tolist()]
@@ -158,7 +160,14 @@ def _pick_device(launch: Launch, wanted: str) -> torch.device:
     return device
 
 
-def parallelise(module: nn.Module, section: ParallelSection, world: World, weights: Mapping[str, Tensor]) -> nn.Module:
+def parallelise(
+    module: nn.Module,
+    section: ParallelSection,
+    world: World,
+    weights: Mapping[str, Tensor],
+    *,
+    precision: Precision = "float32",
+) -> nn.Module:
     """Give a module without memory (meta device) its weights on this process's device, divided as told.
 
     `weights` are those of the main process; the others' are not looked at. Returns what is to be called; the module
@@ -168,12 +177,9 @@ def parallelise(module: nn.Module, section: ParallelSection, world: World, weigh
     if section.compile and world.device.type != "cuda":
         raise UsageError("[parallel] compile needs a GPU", hint="--set parallel.compile=false")
     for block in blocks:
-        if section.activation_checkpointing:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-        if section.compile:
-            block.compile(fullgraph=True)
+        fit_block(block, section)
     if section.strategy == "fsdp":
-        _shard(module, blocks, world)
+        _shard(module, blocks, world, precision)
     module.to_empty(device=world.device)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=world.size > 1)
     with world.watch():
@@ -184,14 +190,36 @@ def parallelise(module: nn.Module, section: ParallelSection, world: World, weigh
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def _shard(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
+def fit_block(block: Block, section: ParallelSection, *, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile a block, recompute its activations in the backward pass, or both.
+
+    Checkpointing is put around the compiled code: inside of it, it cannot be captured as one graph. Only `forward` is
+    compiled, so that hooks (FSDP's) stay outside.
+    """
+    forward: Callable[..., Tensor] = block.forward
+    if section.compile:
+        forward = torch.compile(forward, fullgraph=True, backend=backend)
+    if section.activation_checkpointing:
+        forward = functools.partial(checkpoint, forward, use_reentrant=False)
+    if forward is not block.forward:
+        block.forward = forward  # type: ignore[method-assign]
+
+
+def mixed_precision(device: str, precision: Precision) -> MixedPrecisionPolicy:
+    """Return what FSDP gathers weights in: bfloat16 where a GPU computes in it, otherwise float32 as they are kept.
+
+    Gradients are added up in float32 always. On a CPU autocast converts what is gathered.
+    """
+    narrow = device == "cuda" and precision == "bfloat16"
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16 if narrow else None, reduce_dtype=torch.float32)
+
+
+def _shard(module: nn.Module, blocks: Sequence[nn.Module], world: World, precision: Precision) -> None:
     """Divide every block, then the rest (fully sharded data parallel, arXiv 2304.11277)."""
     if world.size == 1:
         raise UsageError("[parallel] strategy fsdp needs several processes", hint="torchrun --nproc-per-node 8 ...")
     mesh = init_device_mesh(world.device.type, (world.size,))
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if world.device.type == "cuda" else None, reduce_dtype=torch.float32
-    )
+    policy = mixed_precision(world.device.type, precision)
     for part in (*blocks, module):
         fully_shard(part, mesh=mesh, mp_policy=policy)
 
@@ -211,8 +239,8 @@ def full_weights(module: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def clip(module: nn.Module, limit: float) -> float:
-    """Scale the gradients down to a total norm; return the norm they had, over all processes."""
+def clip(module: nn.Module, limit: float) -> Tensor:
+    """Scale the gradients down to a total norm; return the norm they had, over all processes, on their device."""
     norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
-    full = norm.full_tensor() if isinstance(norm, dist.tensor.DTensor) else norm
-    return float(full)
+    full: Tensor = norm.full_tensor() if isinstance(norm, dist.tensor.DTensor) else norm
+    return full

@@ -185,7 +185,10 @@ def test_published_names_equal_those_of_transformers_5(esm: Path) -> None:
             state[new] = state.pop(name)
         state["esm.embeddings.position_ids"] = torch.arange(1026)[None]
         state["esm.embeddings.position_embeddings.weight"] = torch.zeros(1026, 48)
-        state["esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq"] = torch.zeros(6)
+        frequencies = state.pop("esm.encoder.layer.*.attention.self.rotary_embeddings.inv_freq")
+        for layer in range(3):
+            name = f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"
+            state[name] = frequencies.clone()
 
     edit(esm, publish)
     assert load(esm).card.sha256 == expected
@@ -193,7 +196,9 @@ def test_published_names_equal_those_of_transformers_5(esm: Path) -> None:
 
 def test_dtype_is_the_files_own_unless_given(esm: Path) -> None:
     assert load(GOLDEN / "proteinlm_megatron").encoder.embedding.weight.dtype == torch.float16
-    assert {t.dtype for t in load(esm, dtype=torch.bfloat16).state_dict().values()} == {torch.bfloat16}
+    model = load(esm, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.state_dict()["encoder.frequencies"].dtype == torch.float32
 
 
 def test_a_table_is_written_out_by_layer() -> None:

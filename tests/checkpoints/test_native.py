@@ -13,8 +13,7 @@ from protembed.checkpoints import native as checkpoint
 from protembed.errors import ModelError
 from protembed.models.config import EncoderConfig, ModelCard
 from protembed.models.protein_model import ProteinModel
-from protembed.training.pretrain.config import ModelSection
-from protembed.training.pretrain.pretrain import make_card
+from protembed.training.pretrain.config import ModelSection, make_card
 
 CPU = torch.device("cpu")
 

@@ -162,6 +162,32 @@ def test_contacts(backend: TorchBackend, head: Callable[..., str], tmp_path: Pat
     assert report.not_counted > 0
 
 
+def test_intervals_are_of_proteins_not_of_residues(
+    backend: TorchBackend, head: Callable[..., str], tmp_path: Path
+) -> None:
+    """Also where a sequence stands twice: equal proteins are drawn together."""
+    path = head("ss3", "residue_classes", tuple("HEC"))
+    data = write(write(tmp_path / "d", [*PROTEINS, PROTEINS[0]]), [*HEC, HEC[0]], name="labels3")
+    report, _ = evaluate(backend, "ss3", data, head=path)
+    found = np.concatenate([*outputs(backend, path), outputs(backend, path)[0]]).argmax(axis=1)
+    target = np.array(["HEC".index(letter) for letter in "".join([*HEC, HEC[0]])])
+    owners = np.repeat([0, 1, 2, 3, 4, 5, 0], [*map(len, PROTEINS), len(PROTEINS[0])])
+    (score,) = (score for score in report.scores if score.name == "accuracy")
+    accuracy = lambda rows: metrics.accuracy(target[rows], found[rows])  # noqa: E731
+    assert (score.low, score.high) == metrics.bootstrap_interval(accuracy, owners, draws=50)
+    assert (score.low, score.high) != metrics.bootstrap_interval(accuracy, np.arange(len(target)), draws=50)
+
+
+def test_proteins_of_the_training_are_left_out_and_counted(
+    backend: TorchBackend, head: Callable[..., str], tmp_path: Path
+) -> None:
+    path = head("ss3", "residue_classes", tuple("HEC"))
+    data = write(write(tmp_path / "d", PROTEINS), HEC, name="labels3")
+    report, _ = evaluate(backend, "ss3", data, head=path, trained=frozenset([PROTEINS[2], "MKT"]))
+    assert (report.proteins, report.counted) == (5, sum(map(len, PROTEINS)) - len(PROTEINS[2]))
+    assert report.left_out == {"in the training data, too": 1}
+
+
 def test_failed_records_are_counted(backend: TorchBackend, head: Callable[..., str], tmp_path: Path) -> None:
     path = head("ss3", "residue_classes", tuple("HEC"))
     data = write(write(tmp_path / "d", PROTEINS), HEC, name="labels3")

@@ -1,7 +1,6 @@
 """Predictions: in Python, as a stream, on the command line and in every format."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection
@@ -19,17 +18,17 @@ from protembed.backends.torch_backend import TorchBackend
 from protembed.checkpoints import native as checkpoint
 from protembed.checkpoints.find import find_head, heads_folder
 from protembed.checkpoints.head_files import save_head
-from protembed.errors import InputError, ModelError, OutOfMemoryError, OutputError, ProtembedError, UsageError
+from protembed.errors import InputError, ModelError, OutOfMemoryError, ProtembedError, UsageError
 from protembed.inference import predict as predictions
 from protembed.inference.memory import available_memory
 from protembed.inference.predict import PredictOptions, attach_heads, predict
-from protembed.inference.predict_run import PredictionOutput, PredictJob
+from protembed.inference.predict_run import PredictionOutput, predict_run
+from protembed.inference.run import RunOptions
 from protembed.models.head_config import HeadCard, Kind
 from protembed.models.heads.registry import make_head
 from protembed.models.heads.run import design_head
 from protembed.models.protein_model import ProteinModel
 from protembed.outputs.plots import Track, draw_tracks
-from protembed.outputs.text import TextSink
 from protembed.sequences.batching import TokenBatch
 from protembed.sequences.records import Record
 from protembed.sequences.windows import Failure
@@ -379,8 +378,8 @@ def test_records_without_a_result(run: Run, limited: Path, head: MakeHead, tmp_p
     path = head(limited, "contact")
     result = run("predict", fasta, "-m", limited, "--task", path, "-o", "out.tsv")
     assert result.returncode == 3, result.stderr
-    assert "1 records without a result, listed in out.failed.tsv" in result.stderr
-    failed = (tmp_path / "out.failed.tsv").read_text().splitlines()
+    assert "1 records without a result, listed in out.tsv.failed.tsv" in result.stderr
+    failed = (tmp_path / "out.tsv.failed.tsv").read_text().splitlines()
     assert (failed[0], failed[1].split("\t")[0], len(failed)) == ("id\treason", "long", 2)
     assert {line.split("\t")[0] for line in (tmp_path / "out.tsv").read_text().splitlines()} == {"id", "a", "z"}
     quiet = run("predict", fasta, "-m", limited, "--task", path, "-q")
@@ -389,8 +388,9 @@ def test_records_without_a_result(run: Run, limited: Path, head: MakeHead, tmp_p
     assert quiet.stdout == (tmp_path / "out.tsv").read_text()
     assert run("predict", fasta, "-m", limited, "--task", path, "-o", "out.h5").returncode == 3
     assert (tmp_path / "out.failed.tsv").read_text().splitlines() == failed
-    with pytest.raises(InputError, match="a protein has 41 residues, more than 40"):
-        PredictJob([str(fasta)], load_backend(limited), PredictOptions(long="error"), PredictionOutput(tasks=(path,)))
+    assert (tmp_path / "out.tsv.failed.tsv").read_text().splitlines() == failed
+    with pytest.raises(InputError, match="1 proteins have more than 40 residues, the longest 41"):
+        predict_run([str(fasta)], load_backend(limited), PredictOptions(long="error"), PredictionOutput(tasks=(path,)))
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,9 @@ def test_records_without_a_result(run: Run, limited: Path, head: MakeHead, tmp_p
         ("", {}, "no task is named"),
         ("ss3", {}, "no head for ss3 is bundled"),
         ("HEAD", {"format": "h5"}, "HDF5 cannot go to standard output"),
-        ("HEAD", {"out": "in.fasta", "format": "tsv"}, "in.fasta exists"),
+        ("HEAD", {"out": "in.fasta", "format": "fasta"}, "in.fasta is an input, too"),
+        ("HEAD", {"out": "in.fasta", "format": "tsv"}, "the ending .fasta is not one of tsv"),
+        ("HEAD", {"out": "other.tsv"}, "other.tsv exists"),
         ("HEAD", {"out": "no/x.tsv"}, "no such folder"),
         ("PLACE", {"plots": "x"}, "--plot has nothing to draw"),
         ("HEAD", {"unknown": "error"}, "has the letter J"),
@@ -418,13 +420,15 @@ def test_mistakes_are_told_before_computing(
     monkeypatch.chdir(tmp_path)
     given = {"HEAD": head(model_file, "ss3"), "PLACE": head(model_file, "localisation")}
     write_fasta(tmp_path / "in.fasta", {"a": "MKJ"})
+    (tmp_path / "other.tsv").write_text("precious")
     before = sorted(tmp_path.iterdir())
     names = tuple(given.get(name, name) for name in tasks.split(",") if name)
     told: dict[str, Any] = {key: Path(word) if key in ("out", "plots") else word for key, word in output.items()}
+    running = RunOptions(unknown=told.pop("unknown", "x"))
     backend = load_backend(model_file)
     monkeypatch.setattr(backend, "predict", lambda *_: pytest.fail("computed something"))
     with pytest.raises(ProtembedError, match=message):
-        list(PredictJob(["in.fasta"], backend, PredictOptions(), PredictionOutput(tasks=names, **told)).run())
+        list(predict_run(["in.fasta"], backend, PredictOptions(), PredictionOutput(tasks=names, **told), running).run())
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -433,7 +437,7 @@ def test_two_records_of_one_id(run: Run, model_file: Path, head: MakeHead, tmp_p
     result = run("predict", "in.fasta", "-m", model_file, "--task", head(model_file, "ss3"))
     assert (result.returncode, result.stdout) == (2, "")
     assert "line 3: record 'a' has the same id" in result.stderr
-    assert "hint: Give one of them another id" in result.stderr, "predict has no --duplicates"
+    assert "hint: --duplicates suffix keeps both" in result.stderr
 
 
 def test_outputs_that_cannot_be_written(run: Run, model_file: Path, head: MakeHead, tmp_path: Path) -> None:
@@ -445,24 +449,7 @@ def test_outputs_that_cannot_be_written(run: Run, model_file: Path, head: MakeHe
     (tmp_path / "out.h5.partial").mkdir()
     result = run(*words, "-o", "out.h5")
     assert result.returncode == 2
-    assert "--overwrite" in result.stderr
-    assert "--resume" not in result.stderr, "predict has no --resume"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write() -> None:
-        with TextSink(tmp_path / "x.tsv", overwrite=False) as sink:
-            sink.write("what stays in the buffer until the end\n")
-            os.dup2(os.open("/dev/full", os.O_WRONLY), sink._file.fileno())
-            sink.finish()
-
-    with pytest.raises(OutputError, match=r"x.tsv: cannot be written \(No space left"):
-        write()
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("sys.stdout", None)
-    with pytest.raises(OutputError, match="standard output is closed"), TextSink(None, overwrite=False):
-        pass
+    assert "--resume goes on with it, --overwrite begins again" in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

@@ -12,7 +12,7 @@ from tests.parity.compare import differences, standard_logits
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize("name", ["esm2_hf", "proteinlm_megatron"])
+@pytest.mark.parametrize("name", ["esm2_hf", "esm2_stored_frequencies", "proteinlm_megatron"])
 def test_golden(name: str) -> None:
     model = load_foreign(GOLDEN / name, device=torch.device("cpu"), dtype=torch.float32)
     with np.load(GOLDEN / name / "expected.npz") as arrays:

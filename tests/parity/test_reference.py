@@ -25,7 +25,10 @@ BESIDE = Path(__file__).parents[2].parent / "shared" / "reference"
 REFERENCE = Path(os.environ.get("PROTEMBED_REFERENCE", BESIDE))
 INDEX = REFERENCE / "index.json"
 TOLERANCE = 2e-5
-ARRAYS = {"proteinlm_tape_heads/contact": 1e-4}  # weights of float16
+ARRAYS = {
+    "proteinlm_tape_heads/contact": 1e-4,  # weights of float16
+    "esm2_rope_theta": 4e-5,  # logits to 24, of which the original's own are 2.4e-5 from float64
+}
 
 REFUSED = (
     *("prott5_hf", "prott5_encoder_fp16", "prostt5_hf", "ankh_hf", "ankh2_hf"),
@@ -102,7 +105,7 @@ def test_columns_of_logits_are_the_standard_residues(entry: dict[str, Any]) -> N
     with np.load(REFERENCE / entry["expected"]) as arrays:
         if model.mlm_head is None or "p2.logits" not in arrays:
             pytest.skip("no logits")
-        assert standard_logits(model, arrays) < TOLERANCE
+        assert standard_logits(model, arrays) < ARRAYS.get(entry["checkpoint"], TOLERANCE)
 
 
 def test_attentions_of_esm2() -> None:

@@ -10,7 +10,7 @@ import torch
 import protembed
 from protembed.checkpoints import native as checkpoint
 from protembed.checkpoints.foreign import load_foreign
-from protembed.checkpoints.foreign.tape_heads import load_tape_head
+from protembed.checkpoints.foreign.heads import load_foreign_head
 from protembed.checkpoints.head_files import save_head
 from protembed.errors import ModelError
 from protembed.models.heads.run import run_heads
@@ -29,7 +29,7 @@ def differences(path: Path) -> float:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*task head.*")
         model = load_foreign(path, device=CPU, dtype=torch.float32)
-    head, card = load_tape_head(path, model.card, device=CPU)
+    head, card = load_foreign_head(path, model.card, device=CPU)
     card.require_encoder(model.card)
     worst = 0.0
     with np.load(path / "expected.npz") as arrays:
@@ -79,7 +79,7 @@ def test_head_and_encoder_of_one_file_by_one_path(run: Run, tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore:.*task head.*")
 def test_native_copy_of_both_computes_the_same(tmp_path: Path) -> None:
     model = load_foreign(GOLDEN, device=CPU, dtype=torch.float32)
-    head, card = load_tape_head(GOLDEN, model.card, device=CPU)
+    head, card = load_foreign_head(GOLDEN, model.card, device=CPU)
     checkpoint.save(model, tmp_path / "encoder.safetensors")
     save_head(head, card, tmp_path / "head.safetensors")
     native = protembed.load(tmp_path / "encoder.safetensors").predict(
@@ -94,14 +94,14 @@ def test_files_that_hold_no_head(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((GOLDEN / "config.json").read_text())
     model = load_foreign(_saved(tmp_path, {k: v for k, v in state.items() if "classify" not in k}), device=CPU)
     with pytest.raises(ModelError, match="holds no task head of a known form"):
-        load_tape_head(tmp_path, model.card, device=CPU)
+        load_foreign_head(tmp_path, model.card, device=CPU)
     _saved(tmp_path, {k: v for k, v in state.items() if not k.endswith("main.3.weight_g")})
     with pytest.raises(ModelError, match=r"1 weights of the head are missing.*main\.3\.weight_g"):
-        load_tape_head(tmp_path, model.card, device=CPU)
+        load_foreign_head(tmp_path, model.card, device=CPU)
     name = "classify.classify.main.3.bias"
     _saved(tmp_path, {**state, name: state[name][:-1]})
     with pytest.raises(ModelError, match="do not fit together"):
-        load_tape_head(tmp_path, model.card, device=CPU)
+        load_foreign_head(tmp_path, model.card, device=CPU)
 
 
 def _saved(folder: Path, state: dict[str, torch.Tensor]) -> Path:

@@ -93,3 +93,87 @@ def test_reading_streams(tmp_path: Path) -> None:
     assert next(stream).id == "a"
     with pytest.raises(InputError):
         next(stream)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"; made by a tool\n# taxon 9606\n>a\nMK\nTA\n",
+        b">a\n; a comment inside\nMK\n;another\nTA\n",
+        b"#40\t1\n>a\nMKTA\n",
+        b">a\nMKTA\n# the end",
+    ],
+    ids=["before", "inside", "a3m", "after"],
+)
+def test_comments_are_left_out(tmp_path: Path, text: bytes) -> None:
+    (record,) = read(tmp_path / "a.fasta", text)
+    assert record.sequence == "MKTA"
+
+
+def test_an_alignment_is_read_as_its_sequences(tmp_path: Path) -> None:
+    """In A3M lower-case letters are residues that the query has not: they belong to the protein."""
+    records = read(tmp_path / "a.a3m", b"#5\t1\n>query\nMKTAY\n>hit\nMK-acA.\n")
+    assert [(record.id, record.sequence, record.gaps) for record in records] == [
+        ("query", "MKTAY", 0),
+        ("hit", "MKACA", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (b">a\nMKTA:MKVV\n", "'a' has ':' at residue 5", "every chain a record of its own"),
+        (b">a\nMKTA/MKVV\n", "'a' has '/' at residue 5", "every chain a record of its own"),
+        (b"#40,50\t1,1\n>101\t102\nMKTA\n", "line 1: the alignment of a complex", "every chain a record"),
+        (b">a chain\0\nMKTA\n", r"line 1: its header holds the control character '\x00'", r"tr -d '\000'"),
+        (b">a\nMKTA\n\0>b\nMKTA\n", r"'a' has '\x00' at residue 5", r"tr -d '\000'"),
+        (b">a\x1b[31m b\nMKTA\n", r"line 1: its header holds the control character '\x1b'", "Remove it"),
+        (b">P1;CRAB_ANAPL\nALPHA CRYSTALLIN B CHAIN\n MDITIHNPLI\n*\n", "line 1: this is a header of the PIR", ""),
+        (">a\nMK\u017fTA\n".encode(), "'a' has '\u017f' at residue 3", ""),
+        (">a\nMK\ufb01TA\n".encode(), "'a' has '\ufb01' at residue 3", ""),
+        (">a\nMK\u00dfTA\n".encode(), "'a' has '\u00df' at residue 3", ""),
+        (">a\nMK\u0131TA\n".encode(), "'a' has '\u0131' at residue 3", ""),
+        (b"LOCUS       SCU49845\n", "line 1: not FASTA", "GenBank"),
+        (b"ID   P53_HUMAN\n", "line 1: not FASTA", "UniProt"),
+        (b"HEADER    HYDROLASE\n", "line 1: not FASTA", "PDB"),
+        (b"data_1ABC\n", "line 1: not FASTA", "mmCIF"),
+        (b"# STOCKHOLM 1.0\n", "line 1: not FASTA", "Stockholm"),
+        (b"@read1\nACGT\n", "line 1: not FASTA", "FASTQ"),
+        (b"<!DOCTYPE html>\n", "line 1: not FASTA", "a web page"),
+        (b"id,sequence\nP1,MKTA\n", "line 1: not FASTA", "a table"),
+        (b"id;sequence\nP1;MKTA\n", "line 1: not FASTA", "a table"),
+        (b"id\tsequence\nP1\tMKTA\n", "line 1: not FASTA", "a table"),
+    ],
+)
+def test_advice_that_helps(tmp_path: Path, text: bytes, message: str, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "a.fasta", text)
+    assert message in str(caught.value)
+    assert "a.fasta" in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_headers_of_ncbi_keep_their_separators(tmp_path: Path) -> None:
+    """Merged headers of NCBI's nr are joined by a control character, which is part of the description."""
+    (record,) = read(tmp_path / "a.fasta", b">WP_1.1 protein S18 [L. lactis]\x01NP_2.1 the same\nMK\n")
+    assert (record.id, "\x01" in record.description) == ("WP_1.1", True)
+
+
+@pytest.mark.parametrize("text", [b">b\n\n", b">b\n", b">b\n--*\n"])
+def test_empty_records_come_when_they_are_to_be_skipped(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_bytes(b">a\nMK\n" + text + b">c\nMK\n")
+    assert [(r.id, len(r.sequence)) for r in read_fasta([path], empty="skip")] == [("a", 2), ("b", 0), ("c", 2)]
+    with pytest.raises(InputError, match="line 3: record 'b' has no residues"):
+        list(read_fasta([path]))
+
+
+@pytest.mark.parametrize("record", [Record("a\0", "MK"), Record("a", "MK", "x\0y"), Record("a\ud800", "MK")])
+def test_headers_that_no_output_can_hold(record: Record) -> None:
+    with pytest.raises(InputError, match="control character"):
+        clean(record)
+
+
+def test_inner_stops_are_counted() -> None:
+    record = clean(Record("a", "MK*TA**"))
+    assert (record.sequence, record.stops) == ("MKXTAX", 2)

@@ -1,6 +1,7 @@
 """Metrics against figures worked out by hand, and against those of TAPE where the reference data is there."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,20 @@ def test_contact_precision_by_hand() -> None:
     assert top_contacts(probability, contact, counted, top=6) == (3, 6)
 
 
+@pytest.mark.parametrize(
+    ("apart", "ranges"), [(6, "short"), (11, "short"), (12, "medium"), (23, "medium"), (24, "long")]
+)
+def test_ranges_include_both_of_their_ends(apart: int, ranges: str) -> None:
+    probability, contact = np.zeros((40, 40)), np.zeros((40, 40), dtype=bool)
+    probability[2, 2 + apart], contact[2, 2 + apart] = 1, True
+    found = {
+        name: top_contacts(probability, contact, np.ones((40, 40), dtype=bool), top=1, apart=separation)[0]
+        for name, separation in RANGES.items()
+    }
+    expected = {ranges} | ({"medium_long"} if ranges in ("medium", "long") else set())
+    assert {name for name, right in found.items() if right} == expected
+
+
 def test_masked_pairs_in_both_definitions() -> None:
     probability, contact, counted = contact_case()
     counted[:] = False
@@ -128,6 +143,87 @@ def test_bootstrap_takes_whole_proteins_of_any_size() -> None:
             rest, drawn = rest[len(block) :], drawn + 1
         assert drawn == 3
     assert bootstrap_interval(lambda rows: np.nan, owners) == (pytest.approx(np.nan, nan_ok=True),) * 2
+
+
+def skewed(rng: np.random.Generator, proteins: int, classes: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Draw proteins of few common and many rare classes, the common ones predicted better; and the shares."""
+    shares = 1 / np.arange(1, classes + 1)
+    recall = np.linspace(0.8, 0.05, classes)
+    target = rng.choice(classes, proteins, p=shares / shares.sum())
+    other = rng.choice(classes, proteins, p=shares / shares.sum())
+    return np.stack((target, np.where(rng.random(proteins) < recall[target], target, other))), shares / shares.sum()
+
+
+MACRO = [metrics.macro_accuracy, metrics.macro_f1]
+
+
+@pytest.mark.parametrize("metric", MACRO)
+@pytest.mark.parametrize("classes", [4, 30, 150])
+def test_a_figure_lies_in_its_interval_where_classes_are_rare(metric: metrics.Metric, classes: int) -> None:
+    places = []
+    for seed in range(5):
+        (target, predicted), _ = skewed(np.random.default_rng(seed), 300, classes)
+        figure = lambda rows: metric(target[rows], predicted[rows])  # noqa: B023, E731
+        low, high = bootstrap_interval(figure, np.arange(300), draws=200, seed=seed)
+        value = metric(target, predicted)
+        assert 0 <= low <= value <= high <= 1
+        places.append((value - low) / (high - low))
+    assert 0.4 < np.mean(places) < 0.6, "neither end is the figure"
+
+
+@pytest.mark.parametrize(("proteins", "classes"), [(300, 10), (600, 150)])
+def test_intervals_of_macro_figures_cover_the_truth_about_as_often_as_they_say(proteins: int, classes: int) -> None:
+    rng, hits = np.random.default_rng(1), []
+    recall = np.linspace(0.8, 0.05, classes)
+    for seed in range(100):
+        (target, predicted), shares = skewed(rng, proteins, classes)
+        truth = float(np.mean((recall + (1 - recall) * shares)[np.unique(target)]))
+        figure = lambda rows: metrics.macro_accuracy(target[rows], predicted[rows])  # noqa: B023, E731
+        low, high = bootstrap_interval(figure, np.arange(proteins), draws=100, seed=seed)
+        hits.append(low <= truth <= high)
+    assert 0.85 <= np.mean(hits) <= 0.99
+
+
+def test_intervals_of_residues_cover_the_truth_about_as_often_as_they_say() -> None:
+    """Proteins differ in quality, and a rare class lives in few of them."""
+    rng, hits = np.random.default_rng(2), []
+
+    def draw(proteins: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        sizes = rng.integers(20, 80, proteins)
+        rare, quality = rng.random(proteins) < 0.1, rng.beta(4, 2, proteins)
+        owners = np.repeat(np.arange(proteins), sizes)
+        target = np.where(rare[owners] & (rng.random(len(owners)) < 0.5), 2, rng.integers(0, 2, len(owners)))
+        right = rng.random(len(owners)) < quality[owners] * np.where(target == 2, 0.6, 1)
+        return owners, target, np.where(right, target, (target + 1) % 3)
+
+    _, *everything = draw(20_000)
+    truth = metrics.macro_f1(*everything)
+    for seed in range(100):
+        owners, target, predicted = draw(80)
+        figure = lambda rows: metrics.macro_f1(target[rows], predicted[rows])  # noqa: B023, E731
+        low, high = bootstrap_interval(figure, owners, draws=100, seed=seed)
+        hits.append(low <= truth <= high)
+    assert 0.85 <= np.mean(hits) <= 0.99
+
+
+def test_equal_sequences_are_one_piece_of_evidence() -> None:
+    rng = np.random.default_rng(0)
+    right = (rng.random(60) < 0.7).astype(float)
+    mean = lambda rows: float(np.tile(right, 4)[rows].mean())  # noqa: E731
+    sequences = [f"M{number}" for number in range(60)] * 4
+    once = bootstrap_interval(lambda rows: float(right[rows].mean()), np.arange(60))
+    assert bootstrap_interval(mean, metrics.same_proteins(sequences)) == pytest.approx(once)
+    apart = bootstrap_interval(mean, np.arange(240))
+    assert apart[1] - apart[0] < 0.6 * (once[1] - once[0])
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [0.0, 1.0, 1.0], [-1.0, 1.0, 1.0]])
+def test_an_interval_stays_in_the_range_of_its_figure(values: list[float]) -> None:
+    found = bootstrap_interval(lambda rows: float(np.array(values)[rows].mean()), np.arange(len(values)))
+    if len(values) < 2:
+        assert np.isnan(found).all(), "one protein shows no spread"
+        return
+    assert min(values) <= found[0] <= np.mean(values) <= found[1] <= 1
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_contacts(job: Job, design: str) -> None:
 def write_contacts(folder: Path, rng: np.random.Generator) -> None:
     folder.mkdir()
     for split in ("train", "valid"):
-        sequences = [s.encode() for s in proteins(10, seed=len(split)).values()]
+        sequences = [s.encode() for s in proteins(10, seed=int(split == "valid")).values()]
         coordinates = [hairpin(len(s)) + rng.normal(0, 2, (len(s), 3)) for s in sequences]
         np.savez(
             folder / f"{split}.npz",
@@ -380,6 +380,10 @@ BAD = [
     ('data.where=["TYPE"]', "train.epochs=1", "not KEY=value"),
     ('task.labels=["h", "n", "z"]', "train.epochs=1", "no training example, the first is 'z'"),
     ('task.labels=["h"]', "train.epochs=1", "the label 'n' of residue 1 is not in the set"),
+    ('task.labels=["h", "no"]', "train.epochs=1", r"\[task\] labels holds 'no'"),
+    ('task.labels=["h", "\\t"]', "train.epochs=1", r"labels holds '\\t'"),
+    ('task.labels=["h", "n", "h"]', "train.epochs=1", "holds a label twice"),
+    ('task.labels=["a\\nb"]', "task.kind=sequence_class", r"labels holds 'a\\nb'"),
     ("negatives.path=x.fasta", "negatives.label=q", "label is 'q'"),
     ("negatives.path=x.fasta", "negatives.proteins=0", "proteins is 0, not 1 or more"),
     ("task.name='a/b'", "train.epochs=1", r"\[task\]: name is 'a/b'"),
@@ -393,6 +397,33 @@ BAD = [
     ("train.threads=-1", "train.seed=1", "threads is -1, not 0 or more"),
     ("train.weight_decay=-1", "train.epochs=1", "weight_decay is -1.0, not 0 or more"),
     ("train.warmup_share=5", "train.epochs=1", "warmup_share is 5.0, not between"),
+    *(
+        (
+            f"{name}=1{'0' * 12}",
+            "train.metric=mcc",
+            rf"task\.toml, section \[.*\]: {name.split('.')[1]} is 1000000000000, not",
+        )
+        for name in (
+            *("head.hidden", "head.kernel", "train.epochs", "train.batch_tokens", "train.seed", "train.threads"),
+            *("train.patience", "data.proteins", "data.max_residues", "encoder.lora_rank", "negatives.proteins"),
+        )
+    ),
+    ("train.learning_rate=inf", "train.epochs=1", "learning_rate is inf, not 1e"),
+    ("train.weight_decay=inf", "train.epochs=1", "weight_decay is inf, not 1e"),
+    ("encoder.lora_alpha=nan", "train.epochs=1", "lora_alpha is nan, not above 0"),
+    ("encoder.lora_alpha=0.0", "train.epochs=1", "lora_alpha is 0.0, not above 0"),
+    ("encoder.lora_targets=['qkv', 'qkv']", "train.epochs=1", "lora_targets holds a value twice"),
+    ("encoder.layers=[1, 1]", "train.epochs=1", "layers holds a value twice"),
+    ("encoder.layers=[-99]", "train.epochs=1", "layer -99 does not exist"),
+    ("data.path=''", "train.epochs=1", r"section \[data\]: path is empty"),
+    ("train.out=' '", "train.epochs=1", r"section \[train\]: out is empty"),
+    ("train.out='a,b'", "train.epochs=1", "out is 'a,b'"),
+    ("encoder.model=''", "train.epochs=1", r"section \[encoder\]: model is empty"),
+    ('data.path="a\\u0000b"', "train.epochs=1", r"path holds 'a\\x00b'"),
+    ('head.license="\\u001b[31m"', "train.epochs=1", "license holds"),
+    ('data.where=["A=\\n"]', "train.epochs=1", "where holds"),
+    ('data.train=["train", "train"]', "train.epochs=1", "the split train is named twice, in train and in train"),
+    ('data.valid=["val"]', 'data.test=["valid"]', "the split valid is named twice, in valid and in test"),
 ]
 
 
@@ -489,7 +520,7 @@ def test_command_line(rule: Job, run: Run, tmp_path: Path) -> None:
 
 
 def test_baselines_of_the_benchmark(job: Job) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(ROOT / "benchmarks" / "accuracy"))
     import accuracy
 
     made = {n: (s, "".join("h" if r in HYDROPHOBIC else "n" for r in s)) for n, s in proteins(40).items()}
@@ -527,7 +558,7 @@ def test_shipped_configurations_are_sound() -> None:
 
 
 def test_the_benchmark_says_whether_a_head_beats_its_twin() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(ROOT / "benchmarks" / "accuracy"))
     import accuracy
 
     from protembed.inference.report import Score

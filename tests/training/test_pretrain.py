@@ -259,7 +259,7 @@ def test_accumulation_equals_a_large_batch(config_file: Path) -> None:
     whole.backward()  # type: ignore[no-untyped-call]
     expected = torch.nn.utils.get_total_norm([p.grad for p in trainer.module.parameters() if p.grad is not None])
     trainer.module.zero_grad()
-    loss, norm, _ = trainer._update(step, 0.0, False)
+    (loss, _), norm, _ = trainer._update(step, 0.0, False)
     assert loss == pytest.approx(whole.item(), abs=1e-5)
     assert norm == pytest.approx(expected.item(), abs=1e-5)
 
@@ -560,6 +560,16 @@ def test_perplexity_of_a_model_that_knows_nothing_is_the_vocabulary(config_file:
     assert perplexity(found) == pytest.approx(len(PROTEMBED), rel=1e-5)
     standard = sum(letter in STANDARD_RESIDUES for sequence in SEQUENCES.values() for letter in sequence)
     assert sum(item.count for item in found) == standard
+
+
+def test_every_protein_is_scored_on_residues_of_its_own_draw(config_file: Path) -> None:
+    """One seed for all would hide the same places of proteins of one length."""
+    trainer = trainer_of(load_config(config_file))
+    proteins = [PROTEMBED.encode(SEQUENCES["sp|P01308|INS_HUMAN"])] * 5
+    found = list(protein_losses(trainer.module.model, proteins, passes=1))
+    assert len({item.loss for item in found}) == 5
+    again = list(protein_losses(trainer.module.model, proteins, passes=1))
+    assert [item.loss for item in again] == [item.loss for item in found]
 
 
 def test_pretrain_command(run: Run, config_file: Path, tmp_path: Path, fasta: Path) -> None:

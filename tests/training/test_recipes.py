@@ -1,11 +1,14 @@
 """The recipes of configs/: each loads, is of the published size, and trains when it is made small."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from protembed.models.protein_model import skeleton
+from protembed.sequences.alphabet import PROTEMBED
+from protembed.training.corpus.corpus import prepare_corpus
 from protembed.training.launch import Launch
 from protembed.training.parallel import join
 from protembed.training.pretrain.config import load_config, make_card
@@ -44,6 +47,8 @@ train.evaluate_proteins=2
 parallel.strategy=ddp
 """
 
+HIT = "sp|P69905|HBA_HUMAN\tsp|P01308|INS_HUMAN\t0.250\t1\t8\t1\t8\t1E-5\t8M\n"
+
 
 def test_the_recipes_are_all_there() -> None:
     assert {*PUBLISHED, "proteinlm-3b"} <= {path.stem for path in RECIPES}
@@ -77,6 +82,11 @@ def test_a_recipe_made_small_trains(path: Path, tmp_path: Path) -> None:
     folders = [f"data.corpus={tmp_path}/corpus", f"train.out={tmp_path}/run"]
     sources = [f"data.train=['{fasta}']", f"data.valid=['{held_out}']"]
     config = load_config(path, [*SMALL.split(), *folders, *sources])
+    if config.objective.profile:
+        hits = tmp_path / "hits.tsv"
+        hits.write_text(HIT)
+        prepare_corpus([str(fasta)], tmp_path / "corpus", PROTEMBED, valid=[str(held_out)], homologs=[str(hits)])
+        config = replace(config, data=replace(config.data, train=(), valid=()))
     with join(Launch(), config.train.device) as world:
         trainer = Trainer(config, world)
         (report,) = trainer.run()

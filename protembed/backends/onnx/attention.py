@@ -14,7 +14,7 @@ AttentionKind = Literal["fused", "plain", "packed"]
 """onnxruntime's own operators; those that every runtime has; those for CUDA over packed proteins."""
 
 FREQUENCIES = "rotary.frequencies"
-"""The weight that holds the rotary angles of one position, (K / 2,); the model computes them, a graph stores them."""
+"""The weight that holds the rotary angles of one position: a row for all layers, or one per layer; (rows, K / 2)."""
 
 QUERIES, KEYS, MAPS = "queries", "keys", "maps"
 """Values that a graph names layer by layer: turned queries and keys (N, L, D), or the maps (N, H, L, L) it makes."""
@@ -45,7 +45,11 @@ class GraphLayout(ABC):
     def __init__(self, config: EncoderConfig, drawing: Drawing, padding: int) -> None:
         self._config, self._drawing, self._padding = config, drawing, padding
         self._lay_out()
-        self._cosine, self._sine = self._rotation() if config.position == "rotary" else ("", "")
+        self._turns = [self._rotation(row) for row in range(config.frequencies or 1)] if self._is_rotary else []
+
+    @property
+    def _is_rotary(self) -> bool:
+        return self._config.position == "rotary"
 
     @abstractmethod
     def _lay_out(self) -> None:
@@ -94,20 +98,24 @@ class GraphLayout(ABC):
         """Set tokens to zero that come from `offset` places away in another protein."""
         return moved
 
-    def _rotation(self) -> tuple[str, str]:
+    def _rotation(self, row: int) -> tuple[str, str]:
         """Draw cosine and sine of the rotary angles, (positions, K / 2); in float32, they go into the thousands."""
         drawing = self._drawing
         places = drawing.add("Unsqueeze", drawing.cast(self.positions, "float32"), drawing.whole(1))
-        angles = drawing.add("Mul", places, drawing.vector(FREQUENCIES, dtype="float32"))
+        angles = drawing.add("Mul", places, drawing.vector(FREQUENCIES, slice(row, row + 1), dtype="float32"))
         turns = drawing.add("Cos", angles), drawing.add("Sin", angles)
         if drawing.dtype == "float32":
             return turns
         return drawing.cast(turns[0], drawing.dtype), drawing.cast(turns[1], drawing.dtype)
 
-    def _turn(self, x: str) -> str:
+    def _turn(self, x: str, layer: int) -> str:
         """Apply onnxruntime's rotary embedding; (rows, positions, D). A row begins at position 0 of the angles."""
-        first = self._drawing.whole(0)
-        return self._drawing.add("RotaryEmbedding", x, first, self._cosine, self._sine, domain=MICROSOFT)
+        first, turn = self._drawing.whole(0), self._angles(layer)
+        return self._drawing.add("RotaryEmbedding", x, first, *turn, domain=MICROSOFT)
+
+    def _angles(self, layer: int) -> tuple[str, str]:
+        """Return cosine and sine of a layer, from 0."""
+        return self._turns[layer % len(self._turns)]
 
 
 class Rows(GraphLayout):
@@ -167,8 +175,8 @@ class Rows(GraphLayout):
     def attend(self, q: str, k: str, v: str, layer: int) -> str:
         add, config = self._drawing.add, self._config
         q, k, v = (add("Reshape", x, self._wide) for x in (q, k, v))  # (N, L, D)
-        if config.position == "rotary":
-            q, k = self._turn(q), self._turn(k)
+        if self._is_rotary:
+            q, k = self._turn(q, layer), self._turn(k, layer)
         self._drawing.named(f"{QUERIES}.{layer}", q)
         self._drawing.named(f"{KEYS}.{layer}", k)
         attention: dict[str, Attribute] = {"num_heads": config.n_heads, "mask_filter_value": LOWEST}
@@ -188,8 +196,8 @@ class PlainRows(Rows):
         split = add("Concat", self._dimensions, drawing.whole(config.n_heads, head_dim), axis=0)  # [N, L, H, K]
         q, k, v = (add("Reshape", x, split) for x in (q, k, v))
         q, k, v = (self._transpose(x) for x in (q, k, v))  # (N, H, L, K)
-        if config.position == "rotary":
-            q, k = self._turn(q), self._turn(k)
+        if self._is_rotary:
+            q, k = self._turn(q, layer), self._turn(k, layer)
         q = add("Mul", q, drawing.scalar(head_dim**-0.5, drawing.dtype))
         scores = add("MatMul", q, drawing.add("Transpose", k, perm=(0, 1, 3, 2)))  # (N, H, L, L)
         maps = add("Softmax", drawing.masked("Add", scores, self._keys), axis=-1)
@@ -200,15 +208,16 @@ class PlainRows(Rows):
     def _transpose(self, x: str) -> str:
         return self._drawing.add("Transpose", x, perm=(0, 2, 1, 3))
 
-    def _turn(self, x: str) -> str:
+    def _turn(self, x: str, layer: int) -> str:
         """Turn the two halves of every head by the token's angles, as encoder.rotate does; (N, H, L, K)."""
         drawing, add = self._drawing, self._drawing.add
         half = self._config.d_model // self._config.n_heads // 2
         last = drawing.whole(-1)
         first = add("Slice", x, drawing.whole(0), drawing.whole(half), last)
         second = add("Slice", x, drawing.whole(half), drawing.whole(2 * half), last)
-        left = add("Sub", add("Mul", first, self._cosine), add("Mul", second, self._sine))
-        right = add("Add", add("Mul", second, self._cosine), add("Mul", first, self._sine))
+        cosine, sine = self._angles(layer)
+        left = add("Sub", add("Mul", first, cosine), add("Mul", second, sine))
+        right = add("Add", add("Mul", second, cosine), add("Mul", first, sine))
         return add("Concat", left, right, axis=-1)
 
 
@@ -268,15 +277,15 @@ class PackedRow(GraphLayout):
 
     def attend(self, q: str, k: str, v: str, layer: int) -> str:
         add, n_heads = self._drawing.add, self._config.n_heads
-        if self._config.position == "rotary":
-            q, k = self._turn(q), self._turn(k)
+        if self._is_rotary:
+            q, k = self._turn(q, layer), self._turn(k, layer)
         inputs = (q, k, v, "", "places", "offsets")
         return add("PackedMultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=n_heads)
 
-    def _turn(self, x: str) -> str:
+    def _turn(self, x: str, layer: int) -> str:
         """Turn all tokens as one row: the angles are those of each token's own position."""
         row = self._drawing.add("Reshape", x, self._drawing.whole(1, -1, self._config.d_model))
-        return self._drawing.add("Reshape", super()._turn(row), self._drawing.whole(-1, self._config.d_model))
+        return self._drawing.add("Reshape", super()._turn(row, layer), self._drawing.whole(-1, self._config.d_model))
 
     def _bounds(self, start: int, stop: int) -> str:
         """Return some of the offsets: those where proteins begin, or those where they end."""

@@ -14,7 +14,7 @@ from protembed.backends.base import Output, Predictor
 from protembed.backends.onnx.file import OnnxFile
 from protembed.backends.onnx.heads import can_draw, draw_head, output_name
 from protembed.backends.onnx.session import Session
-from protembed.checkpoints.head_arrays import read_head
+from protembed.checkpoints.head_arrays import is_own, read_head
 from protembed.errors import ModelError, UsageError
 from protembed.models.cost import estimate
 from protembed.models.head_config import HeadCard
@@ -117,7 +117,7 @@ class OnnxBackend:
 
     def _attach(self, path: Path) -> HeadCard:
         """Draw a head behind the graph of the file; what has no ONNX form goes to the other backend."""
-        if path.suffix == ".safetensors":
+        if is_own(path):
             card, arrays = read_head(path)
             card.require_encoder(self.card)
             self._require_other_task(path, card)
@@ -174,8 +174,11 @@ class OnnxBackend:
         """Return the output of the graph that a result is made of."""
         if kind in ("residues", "mean", "max", "cls"):
             return f"hidden.{layer}"
-        if kind not in ("logits", "pooled"):
-            raise ModelError(f"unknown output {kind!r}", hint="Known: residues, mean, max, cls, pooled, logits.")
+        if kind not in ("logits", "profile", "pooled"):
+            known = "residues, mean, max, cls, pooled, logits, profile"
+            raise ModelError(f"unknown output {kind!r}", hint=f"Known: {known}.")
+        if kind == "profile":
+            self.card.require_profile()
         if kind not in self._file.outputs:
             head = "masked-language-model head" if kind == "logits" else "pooler"
             raise ModelError(f"{self.card.name} has no {head}", hint="Known: mean, max, cls.")
@@ -226,7 +229,7 @@ class OnnxBackend:
     def _finish(self, kind: str, values: Array, batch: TokenBatch) -> Array:
         """Make a result of what the graph computed; sums run in float64, as in Packed.pool."""
         alphabet, starts = self.card.alphabet, _starts(batch.lengths)
-        if kind in ("residues", "pooled"):
+        if kind in ("residues", "profile", "pooled"):
             return values
         if kind == "logits":
             return values[:, alphabet.standard_ids]

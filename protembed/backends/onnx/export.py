@@ -166,7 +166,7 @@ def _export(model: "ProteinModel", options: ExportOptions, out: Path, source: st
     for path in _find_heads(options.tasks, model.card):
         card, arrays = read_head(path)
         if not can_draw(card, attention):
-            raise UsageError(f"{path}: a head of this design has no ONNX form", hint="--backend torch runs it.")
+            raise UsageError(f"{path}: a head of this design has no ONNX form", hint="It runs in torch: protembed predict --backend torch.")
         reference.attach(path)
         heads.append(card)
         require_distinct(heads)
@@ -191,14 +191,11 @@ def _find_heads(tasks: Sequence[str], card: ModelCard) -> list[Path]:
 
 def arrays_of(model: "ProteinModel") -> dict[str, npt.NDArray[Any]]:
     """Return the weights of a float32 model on the CPU, not copied, and its rotary angles, as encoder.py has them."""
-    import torch
-
-    from protembed.models.encoder import ROTARY_BASE
+    from protembed.models.encoder import frequencies_by_formula
 
     arrays: dict[str, npt.NDArray[Any]] = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     config = model.card.encoder
     if config.position == "rotary":
-        head_dim = config.d_model // config.n_heads
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        arrays[FREQUENCIES] = (ROTARY_BASE**-exponents).numpy()
+        formula = frequencies_by_formula(config.d_model // config.n_heads).unsqueeze(0).numpy()
+        arrays[FREQUENCIES] = arrays.pop("encoder.frequencies", formula)
     return arrays

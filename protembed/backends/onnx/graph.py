@@ -16,6 +16,7 @@ import numpy.typing as npt
 from protembed.backends.onnx.attention import AttentionKind, make_layout, padding_id
 from protembed.backends.onnx.builder import Drawing, Graph, Value, Weights
 from protembed.models.config import MlmHeadConfig, ModelCard
+from protembed.sequences.alphabet import STANDARD_RESIDUES
 
 
 def build_graph(
@@ -24,7 +25,8 @@ def build_graph(
     """Build the graph of a model from its weights by name, float32.
 
     Outputs: `hidden.0` (embedding layer) to `hidden.<n_layers>` (last, after the final norm), each (N, L, D); `logits`
-    (N, L, V) over the whole vocabulary and `pooled` (N, D) where the model has them. Packed: (T, D) and (T, V).
+    (N, L, V) over the whole vocabulary, `profile` (N, L, 20), probabilities over the standard residues, and `pooled`
+    (N, D) where the model has them. Packed: (T, D), (T, V) and (T, 20).
     """
     drawing = Drawing(tensors, weights=weights, half=attention == "packed" and weights == "float16")
     _Model(card, drawing, attention).draw()
@@ -47,6 +49,9 @@ class _Model:
             self._output(f"hidden.{number}", x, config.d_model)
         if self._card.mlm_head is not None:
             self._output("logits", self._logits(x, self._card.mlm_head), config.vocab_size)
+        if self._card.profile_head:
+            scores = self._drawing.linear(x, "profile_head")
+            self._output("profile", self._drawing.add("Softmax", scores, axis=-1), len(STANDARD_RESIDUES))
         if self._card.pooler is not None:
             self._pooled(x)
 

@@ -200,6 +200,15 @@ def _residues_tape(pen: _Pen) -> str:
     return pen.residues(pen.rows(pen.along_chain(x, "second")), 1)
 
 
+def _residues_transformers(pen: _Pen) -> str:
+    return pen.residues(pen.rows(pen.drawing.linear(pen.read(), "outward")), 1)
+
+
+def _sequence_transformers(pen: _Pen) -> str:
+    first = pen.drawing.add("Gather", pen.rows(pen.read()), pen.drawing.scalar(0, "int64"), axis=1)  # (N, D)
+    return pen.drawing.linear(pen.drawing.add("Tanh", pen.drawing.linear(first, "first")), "second")
+
+
 def _sequence_compact(pen: _Pen) -> str:
     add, drawing = pen.drawing.add, pen.drawing
     x = pen.gelu(pen.standardised(pen.read(), "scale", "inward"))  # (T, E)
@@ -280,8 +289,10 @@ def _sum(pen: _Pen, maps: str, axis: int) -> str:
 _DRAWERS: Mapping[tuple[str, str], Callable[[_Pen], str]] = {
     ("residue", "compact"): _residues_compact,
     ("residue", "tape"): _residues_tape,
+    ("residue", "transformers"): _residues_transformers,
     ("sequence", "compact"): _sequence_compact,
     ("sequence", "tape"): _sequence_tape,
+    ("sequence", "transformers"): _sequence_transformers,
     ("contacts", "compact"): _contacts_compact,
     ("contacts", "pair"): _contacts_pair,
     ("contacts", "tape"): _contacts_tape,

@@ -48,14 +48,15 @@ class Agreement:
 def compare(backend: OnnxBackend, reference: Predictor, tasks: Sequence[str] = ()) -> Agreement:
     """Run both on real proteins, single residues, unknown letters and mask tokens.
 
-    Layers 0, 1, the middle one and the last are compared, logits and pooled vectors where the model has them, and the
-    outputs of the heads that both have for some tasks.
+    Layers 0, 1, the middle one and the last are compared, logits, profiles and pooled vectors where the model has them,
+    and the outputs of the heads that both have for some tasks.
     """
     card = backend.card
     real = [card.alphabet.encode(sequence[: card.max_residues]) for sequence in PROTEINS.values()]
     last = card.encoder.n_layers
     wanted: list[Output] = [("residues", layer) for layer in sorted({0, min(1, last), last // 2, last})]
     wanted += [("logits", last)] * (card.mlm_head is not None) + [("pooled", last)] * (card.pooler is not None)
+    wanted += [("profile", last)] * card.profile_head
     differences = []
     for batch in (TokenBatch.of(real), TokenBatch.of(_odd_proteins(card))):
         own, right = backend.run(batch, wanted), reference.run(batch, wanted)

@@ -31,7 +31,7 @@ def import_runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise DependencyError(
-            f"--backend onnx needs the package onnxruntime ({error})",
+            f"an ONNX file needs the package onnxruntime ({error})",
             hint="pip install onnxruntime, or pip install onnxruntime-gpu for CUDA",
         ) from error
     if hasattr(onnxruntime, "disable_telemetry_events"):
@@ -174,7 +174,7 @@ class Session:
         if name == "auto" and not packed:
             warnings.warn(f"{problem}: going on on the CPU", stacklevel=1)
             return "cpu"
-        other = "Leave out --attention packed" if packed else "--device cpu"
+        other = "Export the model again without --attention packed" if packed else "--device cpu"
         raise UsageError(problem, hint=f"{other}, or look at nvidia-smi and pip install 'protembed[onnx-gpu]'.")
 
     def _try_cuda(self, device: str) -> str:

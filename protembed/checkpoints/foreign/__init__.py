@@ -7,6 +7,7 @@ import torch
 from protembed.checkpoints.foreign.checkpoint import Told, Variant, open_source
 from protembed.checkpoints.foreign.conversion import build
 from protembed.checkpoints.foreign.families import recognise
+from protembed.checkpoints.foreign.heads import warn_of_head
 from protembed.models.protein_model import ProteinModel
 
 
@@ -27,6 +28,7 @@ def load_foreign(
     told = Told(variant=variant, checkpoint_version=checkpoint_version, n_heads=n_heads)
     source = open_source(path)
     recipe = recognise(source, told)
+    warn_of_head(source, recipe)
     return build(recipe, path=path, device=device, dtype=dtype)
 
 

@@ -1,18 +1,51 @@
 """BERT with the norm after each sublayer: ProtBert (Hugging Face) and TAPE's bert-base."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from protembed.checkpoints.foreign.alphabets import PROTBERT, TAPE, fit
-from protembed.checkpoints.foreign.checkpoint import Source, Told
-from protembed.checkpoints.foreign.conversion import Combine, Recipe, Table, make_rules, strip
-from protembed.checkpoints.foreign.tensors import Weights
+from protembed.checkpoints.foreign.alphabets import PROTBERT, TAPE
+from protembed.checkpoints.foreign.checkpoint import Source, Told, number_of_heads
+from protembed.checkpoints.foreign.config_keys import TRANSFORMERS, Keys, Only, Used, agree_with, unused
+from protembed.checkpoints.foreign.conversion import (
+    Combine,
+    Leftover,
+    Recipe,
+    Table,
+    agree,
+    is_counting,
+    is_zero,
+    make_rules,
+    strip,
+)
+from protembed.checkpoints.foreign.tensors import Weights, count_layers, is_equal
 from protembed.errors import ModelError
-from protembed.models.config import EncoderConfig, MlmHeadConfig, ModelCard
+from protembed.models.config import Epsilon, Layers, MlmHeadConfig, ModelCard, Rows, Width
+from protembed.schema import Between
 from protembed.sequences.alphabet import Alphabet
+
+KEYS: Keys = {
+    **TRANSFORMERS,
+    "vocab_size": Used(Rows),
+    "hidden_size": Used(Width),
+    "num_hidden_layers": Used(Layers),
+    "num_attention_heads": Used(Layers),
+    "intermediate_size": Used(Width),
+    "max_position_embeddings": Used(Annotated[int, Between(1, 2**24)]),
+    "type_vocab_size": Used(Rows),
+    "layer_norm_eps": Used(Epsilon),
+    "tie_word_embeddings": Used(bool | None),
+    "hidden_act": Only(("gelu", None), "only GELU by erf is known for BERT"),
+    "position_embedding_type": Only(("absolute", None), "relative positions are not known for BERT"),
+}
+"""What is made of the keys of config.json; TAPE's and its port's are the same, and older."""
+
+TAPE_KEYS: Keys = {
+    **{name: use for name, use in KEYS.items() if name != "model_type"},
+    **unused("names the class that wrote it", "base_model", "model_type"),
+}
 
 ENCODER: Table = {
     "encoder.embedding.weight": "embeddings.word_embeddings.weight",
@@ -43,7 +76,14 @@ POOLER: Table = {"pooler.dense": "pooler.dense"}
 TASK_HEADS = ("classify.*", "predict.*")
 """TAPE's fine-tuned heads begin so."""
 
-_IGNORED = ("embeddings.position_ids", "cls.predictions.decoder.*", "cls.seq_relationship.*", "mlm.decoder.weight")
+BUFFERS = (
+    Leftover("embeddings.position_ids", "positions count from 0", is_counting),
+    Leftover("embeddings.token_type_ids", "all tokens are of the first type", is_zero),
+)
+_NEXT_SENTENCE = Leftover("cls.seq_relationship.*", "is of next-sentence prediction")
+_UNTRAINED_POOLER = Leftover("pooler.dense.*", "hidden states do not go through it")
+_DECODER = "cls.predictions.decoder.weight"
+_TAPE_ONLY = ("mlm.", "classify.", "predict.")
 
 
 def is_tape(source: Source) -> bool:
@@ -61,88 +101,119 @@ def is_hugging_face(source: Source) -> bool:
 def tape(source: Source, told: Told) -> Recipe:
     """Read TAPE's bert-base, alone or below a fine-tuned head; its pooler is trained and kept."""
     weights = strip(source.weights, "bert.")
-    table = {**ENCODER}
+    if not source.config and not any(source.has(prefix) for prefix in _TAPE_ONLY):
+        raise ModelError(
+            f"{source.path}: is a BERT, and nothing says whose: TAPE's and ProtBert's rows mean other residues",
+            hint="Put its config.json beside it, and its vocab.txt if it has one.",
+        )
+    table, transforms = {**ENCODER}, dict[str, Combine]()
     if has_head := "mlm.bias" in weights.specs:
         table |= TAPE_HEAD
+        if "mlm.decoder.weight" in weights.specs:  # the same parameter as the embedding
+            table["encoder.embedding.weight"] = (str(ENCODER["encoder.embedding.weight"]), "mlm.decoder.weight")
+            transforms["encoder.embedding.weight"] = agree
     if has_pooler := "pooler.dense.weight" in weights.specs:
         table |= POOLER
-    card = _card(source, told, weights, TAPE, terms="BSD-3-Clause")
+    form = _Form(known=TAPE, keys=TAPE_KEYS, license="BSD-3-Clause")
+    card = form.card(source, told, weights)
     card = replace(card, mlm_head=_head(card) if has_head else None, pooler="dense" if has_pooler else None)
-    return _recipe(card, weights, table, ())
+    return _recipe(card, weights, table, transforms, heads=TASK_HEADS)
 
 
 def hugging_face(source: Source, told: Told) -> Recipe:
     """Read a BERT of transformers whose tokens are residues; its pooler was not trained and is left out."""
-    if source.config.get("position_embedding_type", "absolute") != "absolute":
-        raise ModelError(f"{source.path}: only absolute positions are known for BERT")
     weights = strip(source.weights, "bert.")
-    table = {**ENCODER}
-    tied = source.config.get("tie_word_embeddings", True)
+    table, transforms = {**ENCODER}, dict[str, Combine]()
+    form = _Form(known=PROTBERT, keys=KEYS, license="AFL-3.0")
+    card = form.card(source, told, weights)
+    leftovers: list[Leftover] = [_NEXT_SENTENCE, _UNTRAINED_POOLER]
+    tied = source.config.get("tie_word_embeddings") is not False
     if has_head := "cls.predictions.bias" in weights.specs:
         table |= HUGGING_FACE_HEAD
-        if not tied:
-            table["mlm_head.weight"] = "cls.predictions.decoder.weight"
-    known = PROTBERT if source.vocabulary is None else replace(PROTBERT, tokens=source.vocabulary)
-    card = _card(source, told, weights, known, terms="AFL-3.0")
+        if tied and _DECODER in weights.specs:  # if it differs, transformers 5 computes with it, whatever is said
+            tied = is_equal(weights, _DECODER, str(ENCODER["encoder.embedding.weight"]))
+        if "cls.predictions.decoder.bias" in weights.specs:
+            table["mlm_head.bias"] = ("cls.predictions.bias", "cls.predictions.decoder.bias")
+            transforms["mlm_head.bias"] = agree
+        if tied:
+            leftovers.append(Leftover(_DECODER, "it is the embedding again"))
+        else:
+            table["mlm_head.weight"] = _DECODER
     card = replace(card, mlm_head=_head(card, tied=tied) if has_head else None)
-    return _recipe(card, weights, table, ("pooler.dense.*",))
+    return _recipe(card, weights, table, transforms, leftovers=leftovers, heads=("classifier.*",))
 
 
-def sizes(source: Source, told: Told, weights: Weights, *, feed_forward: str) -> dict[str, Any]:
+def sizes(
+    source: Source, told: Told, weights: Weights, settings: Mapping[str, Any], *, feed_forward: str
+) -> dict[str, Any]:
     """Read the sizes of a BERT off its shapes; only the number of heads is in none. Raises ModelError."""
-    n_heads = told.n_heads or source.config.get("num_attention_heads")
-    if n_heads is None:
-        raise ModelError(
-            f"{source.path}: the number of attention heads is not in the file, and no config.json lies beside it",
-            hint="Give it: n_heads= in Python, --n-heads on the command line.",
-        )
     try:
         vocab_size, d_model = weights.specs["embeddings.word_embeddings.weight"].shape
         max_length = weights.specs["embeddings.position_embeddings.weight"].shape[0]
+        types = weights.specs["embeddings.token_type_embeddings.weight"].shape[0]
         d_ff = weights.specs[f"encoder.layer.0.{feed_forward}.weight"].shape[0]
-    except KeyError as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise ModelError(f"{source.path}: {error.args[0]} is missing", hint="Is the file complete?") from error
-    layers = {name.split(".")[2] for name in weights.specs if name.startswith("encoder.layer.")}
+    n_layers = count_layers(weights, "encoder.layer.")
+    stated = {"vocab_size": vocab_size, "hidden_size": d_model, "num_hidden_layers": n_layers}
+    stated |= {"intermediate_size": d_ff, "max_position_embeddings": max_length, "type_vocab_size": types}
+    agree_with(settings, stated, source.config_place)
     return {
         "vocab_size": vocab_size,
         "d_model": d_model,
-        "n_layers": source.config.get("num_hidden_layers", len(layers)),
-        "n_heads": int(n_heads),
+        "n_layers": n_layers,
+        "n_heads": number_of_heads(source, told, settings.get("num_attention_heads")),
         "d_ff": d_ff,
         "max_length": max_length,
     }
 
 
-def _card(source: Source, told: Told, weights: Weights, alphabet: Alphabet, *, terms: str) -> ModelCard:
-    activation = source.config.get("hidden_act", "gelu")
-    if activation != "gelu":
-        raise ModelError(f"{source.path}: the activation {activation!r} is not known for BERT", hint="Known: gelu.")
-    shape = sizes(source, told, weights, feed_forward="intermediate.dense")
-    alphabet = fit(alphabet, shape["vocab_size"])
-    config = EncoderConfig(
-        mask_id=alphabet.mask_id,
-        position="learned",
-        norm_order="post",
-        norm_eps=source.config.get("layer_norm_eps", 1e-12),
-        embed_norm=True,
-        final_norm=False,
-        **shape,
-    )
-    return ModelCard(name=source.name, encoder=config, alphabet=alphabet, license=terms, source=str(source.path))
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """What TAPE's and transformers' forms differ in beside names."""
+
+    known: Alphabet
+    keys: Keys
+    license: str
+
+    def card(self, source: Source, told: Told, weights: Weights) -> ModelCard:
+        settings = source.settings(self.keys)
+        shape = sizes(source, told, weights, settings, feed_forward="intermediate.dense")
+        alphabet = source.alphabet(self.known, shape["vocab_size"])
+        config = source.encoder(
+            mask_id=alphabet.mask_id,
+            position="learned",
+            norm_order="post",
+            norm_eps=settings.get("layer_norm_eps", 1e-12),
+            embed_norm=True,
+            final_norm=False,
+            **shape,
+        )
+        return ModelCard(
+            name=source.name, encoder=config, alphabet=alphabet, license=self.license, source=str(source.path)
+        )
 
 
 def _head(card: ModelCard, *, tied: bool = True) -> MlmHeadConfig:
     return MlmHeadConfig(tied=tied, norm_eps=card.encoder.norm_eps)
 
 
-def _recipe(card: ModelCard, weights: Weights, table: Table, ignored: tuple[str, ...]) -> Recipe:
-    transforms: Mapping[str, Combine] = {"encoder.positions.weight": add_token_type}
+def _recipe(
+    card: ModelCard,
+    weights: Weights,
+    table: Table,
+    transforms: Mapping[str, Combine],
+    *,
+    leftovers: Sequence[Leftover] = (),
+    heads: tuple[str, ...],
+) -> Recipe:
+    transforms = {"encoder.positions.weight": add_token_type, **transforms}
     return Recipe(
         card=card,
         weights=weights,
         rules=make_rules(table, n_layers=card.encoder.n_layers, transforms=transforms),
-        ignored=(*_IGNORED, *ignored),
-        heads=TASK_HEADS,
+        leftovers=(*BUFFERS, *leftovers),
+        heads=heads,
     )
 
 

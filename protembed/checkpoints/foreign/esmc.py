@@ -6,11 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from protembed.checkpoints.foreign.alphabets import ESMC, fit
-from protembed.checkpoints.foreign.checkpoint import Source, Told
+from protembed.checkpoints.foreign.alphabets import ESMC
+from protembed.checkpoints.foreign.checkpoint import Source, Told, number_of_heads
+from protembed.checkpoints.foreign.config_keys import Keys, Used, agree_with, unused
 from protembed.checkpoints.foreign.conversion import Combine, Recipe, Table, make_rules
+from protembed.checkpoints.foreign.rotary import formula_rule
+from protembed.checkpoints.foreign.tensors import count_layers
 from protembed.errors import ModelError
-from protembed.models.config import EncoderConfig, MlmHeadConfig, ModelCard
+from protembed.models.config import EncoderConfig, Layers, MlmHeadConfig, ModelCard, Width
 from protembed.sequences.alphabet import Alphabet
 
 TABLE: Table = {
@@ -35,7 +38,21 @@ HEADS = {960: 15, 1152: 18}
 """Width to number of heads of the two published models."""
 LICENSES = {960: "Cambrian Open", 1152: "Cambrian Non-Commercial"}
 
+_ROWS = 64  # the embedding is padded to so many
+
 _DEPTH = 36  # residual branches are divided by sqrt(n_layers / 36)
+
+
+KEYS: Keys = {
+    "d_model": Used(Width),
+    "n_layers": Used(Layers),
+    "n_heads": Used(Layers),
+    "ffn_hidden": Used(Width),
+    "residual_scale": Used(float),
+    "vocab": Used(tuple[str, ...]),
+    **unused("says where the files come from", "model_type", "architectures", "auto_map", "transformers_version"),
+}
+"""What is made of the keys of a config.json beside the weights; that of the published models is empty."""
 
 
 def is_esmc(source: Source) -> bool:
@@ -45,7 +62,7 @@ def is_esmc(source: Source) -> bool:
 
 def esmc(source: Source, told: Told) -> Recipe:
     """Read ESM-C: sizes from the shapes, the number of heads from the width or from config.json."""
-    alphabet = fit(ESMC, source.shape("embed.weight")[0])
+    alphabet = source.alphabet(ESMC, source.shape("embed.weight")[0], padded=(_ROWS,), named=False)
     config = _config(source, told, alphabet)
     has_head = source.has("sequence_head.")
     card = ModelCard(
@@ -65,27 +82,35 @@ def esmc(source: Source, told: Told) -> Recipe:
     }
     table: Table = {**TABLE, **dict.fromkeys(zeros, ()), **(HEAD if has_head else {})}
     rules = make_rules(table, n_layers=config.n_layers, transforms=transforms)
-    return Recipe(card=card, weights=source.weights, rules=rules)
+    rotary = formula_rule(config.d_model // config.n_heads)
+    return Recipe(card=card, weights=source.weights, rules=(*rules, rotary))
 
 
 def _config(source: Source, told: Told, alphabet: Alphabet) -> EncoderConfig:
-    vocab_size, d_model = source.shape("embed.weight")
-    n_heads = told.n_heads or source.config.get("n_heads") or HEADS.get(d_model)
-    if n_heads is None:
-        raise ModelError(
-            f"{source.path}: no published ESM-C is {d_model} wide, and the number of heads is not in the file",
-            hint="Give it: n_heads= in Python, --n-heads on the command line.",
-        )
-    layers = {name.split(".")[2] for name in source.weights.specs if name.startswith("transformer.blocks.")}
-    return EncoderConfig(
+    settings, place = source.settings(KEYS), source.config_place
+    try:
+        vocab_size, d_model = source.shape("embed.weight")
+        d_ff = source.shape("transformer.blocks.0.ffn.3.weight")[1]
+    except (ValueError, IndexError) as error:
+        raise ModelError(f"{source.path}: its embedding or first layer is no matrix") from error
+    n_layers = count_layers(source.weights, "transformer.blocks.")
+    agree_with(settings, {"d_model": d_model, "n_layers": n_layers, "ffn_hidden": d_ff}, place)
+    residual = (n_layers / _DEPTH) ** 0.5
+    if abs(settings.get("residual_scale", residual) - residual) > 1e-6 * residual:
+        raise ModelError(f"{place}: residual_scale is {settings['residual_scale']}, not {residual}, as ESM-C has it")
+    if settings.get("vocab", ESMC.tokens) != ESMC.tokens:
+        raise ModelError(f"{place}: vocab is not that of ESM-C")
+    stated = settings.get("n_heads")
+    return source.encoder(
         vocab_size=vocab_size,
         d_model=d_model,
-        n_layers=len(layers),
-        n_heads=int(n_heads),
-        d_ff=source.shape("transformer.blocks.0.ffn.3.weight")[1],
+        n_layers=n_layers,
+        n_heads=number_of_heads(source, told, stated if told.n_heads else stated or HEADS.get(d_model)),
+        d_ff=d_ff,
         mask_id=alphabet.mask_id,
         qk_norm=True,
         activation="swiglu",
+        frequencies=1,
     )
 
 

@@ -46,7 +46,26 @@ class Refusal:
     reason: str
 
 
+def _architecture(source: Source) -> str:
+    return str(getattr(source.header.get("args"), "arch", ""))
+
+
+def _folds(source: Source) -> bool:
+    return bool(source.config.get("is_folding_model") or source.config.get("esmfold_config"))
+
+
 REFUSALS = (
+    Refusal(
+        name="a quantised model",
+        matches=lambda s: bool(s.config.get("quantization_config") or s.config.get("compression_config")),
+        reason="its weights are rounded to a few bits, and cannot be read without the library that did so; use the "
+        "checkpoint that it was made of",
+    ),
+    Refusal(
+        name="an ESM-C in the form of transformers 5",
+        matches=lambda s: s.config.get("model_type") == "esmc",
+        reason="only its authors' own files (data/weights/*.pth) are read",
+    ),
     Refusal(
         name="a T5 model (ProtT5, Ankh, ProstT5)",
         matches=lambda s: s.config.get("model_type") == "t5" or s.has("encoder.block.0.layer.0.SelfAttention."),
@@ -55,7 +74,7 @@ REFUSALS = (
     Refusal(
         name="an MSA Transformer",
         matches=lambda s: (
-            getattr(s.header.get("args"), "arch", "") == "msa_transformer"
+            _architecture(s) == "msa_transformer"
             or s.config.get("model_type") == "msa_transformer"
             or any(".column_self_attention." in name for name in s.weights.specs)
         ),
@@ -63,12 +82,12 @@ REFUSALS = (
     ),
     Refusal(
         name="an ESM-1",
-        matches=lambda s: getattr(s.header.get("args"), "arch", "") == "protein_bert_base",
+        matches=lambda s: _architecture(s) == "protein_bert_base",
         reason="its positions are sinusoidal and its attention has a bias of its own",
     ),
     Refusal(
         name="an ESMFold",
-        matches=lambda s: bool(s.config.get("is_folding_model")) or s.has("trunk.blocks.") or s.has("esm_s_combine"),
+        matches=lambda s: _folds(s) or s.has("trunk.blocks.") or s.has("esm_s_combine"),
         reason="it predicts structures; its language model is ESM-2 3B",
     ),
     Refusal(

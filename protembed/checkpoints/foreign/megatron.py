@@ -1,21 +1,23 @@
 """ProteinLM as Megatron wrote it in pretraining."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from protembed.checkpoints.foreign.alphabets import MEGATRON, fit
-from protembed.checkpoints.foreign.checkpoint import Source, Told, Variant
-from protembed.checkpoints.foreign.conversion import Combine, Recipe, Table, make_rules, strip
+from protembed.checkpoints.foreign.alphabets import MEGATRON
+from protembed.checkpoints.foreign.checkpoint import Source, Told, Variant, number_of_heads
+from protembed.checkpoints.foreign.config_keys import Keys, Only, Used, agree_with
+from protembed.checkpoints.foreign.conversion import Combine, Leftover, Recipe, Table, make_rules, strip
 from protembed.checkpoints.foreign.megatron_ranks import Ranks
-from protembed.checkpoints.foreign.tensors import Weights
+from protembed.checkpoints.foreign.tensors import Weights, count_layers
 from protembed.errors import ModelError
-from protembed.models.config import EncoderConfig, MlmHeadConfig, ModelCard
+from protembed.models.config import Epsilon, Layers, MlmHeadConfig, ModelCard, Width
+from protembed.schema import Between, said
 
 TABLE: Table = {
     "encoder.embedding.weight": "embedding.word_embeddings.weight",
@@ -34,6 +36,35 @@ HEAD: Table = {
     "mlm_head.bias": "lm_head.bias",
 }
 _EPS = 1e-12
+_PADDED_TO = 128  # rows of the embedding are a multiple of so many a tensor-parallel part
+
+OPTIONS: Keys = {
+    "num_layers": Used(Layers),
+    "hidden_size": Used(Width),
+    "num_attention_heads": Used(Layers),
+    "ffn_hidden_size": Used(Width | None),
+    "max_position_embeddings": Used(Annotated[int, Between(1, 2**24)]),
+    "make_vocab_size_divisible_by": Used(Annotated[int, Between(1, 2**20)]),
+    "layernorm_epsilon": Used(Epsilon),
+    "bias_gelu_fusion": Used(bool | None),
+    "kv_channels": Used(Width | None),
+    "apply_residual_connection_post_layernorm": Only((False, None), "residual connections after the norm"),
+    "openai_gelu": Only((False, None), "its GELU is another in the head of the language model, too"),
+    # Of later versions of Megatron.
+    "position_embedding_type": Only(("learned_absolute", None), "positions are learned"),
+    "use_rotary_position_embeddings": Only((False, None), "positions are learned"),
+    "normalization": Only(("LayerNorm", None), "norms are layer norms"),
+    "apply_layernorm_1p": Only((False, None), "gains are as they are stored"),
+    "add_bias_linear": Only((True, None), "all layers have biases"),
+    "untie_embeddings_and_output_weights": Only((False, None), "the decoder is the embedding"),
+    "swiglu": Only((False, None), "activations are GELU"),
+    "squared_relu": Only((False, None), "activations are GELU"),
+    "group_query_attention": Only((False, None), "every head has keys of its own"),
+    "multi_query_attention": Only((False, None), "every head has keys of its own"),
+    "qk_layernorm": Only((False, None), "queries and keys are not normalised"),
+    "num_experts": Only((None,), "there are no experts"),
+}
+"""What is made of the options of a run, of which most are of training; these change the function."""
 
 
 def is_megatron(source: Source) -> bool:
@@ -56,19 +87,18 @@ def function(card: ModelCard, variant: Variant) -> ModelCard:
 def megatron(source: Source, told: Told) -> Recipe:
     """Read a checkpoint of ProteinLM's pretraining; its options are in it, as `args`, unless a tool left them out."""
     ranks = source.weights if isinstance(source.weights, Ranks) else Ranks.alone(source.weights)
-    args: Any = source.header.get("args")
-    if getattr(args, "apply_residual_connection_post_layernorm", False):
-        raise ModelError(f"{source.path}: residual connections after the norm are not known")
+    options = source.options(OPTIONS) or {}
     weights = strip(ranks, "language_model.")
-    card = function(_card(source, told, weights, args), told.variant or "trained")
+    card = function(_card(source, told, weights, options, ranks.parts), told.variant or "trained")
     config = card.encoder
     table = {**TABLE}
-    ignored: tuple[str, ...] = ()
+    leftovers: list[Leftover] = []
     for part, wanted in ((FINAL_NORM, config.final_norm), (HEAD, card.mlm_head is not None)):
         if wanted:
             table |= part
         else:
-            ignored += tuple(f"{name}*" for name in part.values() if isinstance(name, str))
+            reason = "the function of the fine-tuning code does not run it"
+            leftovers += [Leftover(f"{name}*", reason) for name in part.values() if isinstance(name, str)]
     if (copy := "word_embeddings_for_head.weight") in weights.specs:
         table["encoder.embedding.weight"] = (str(table["encoder.embedding.weight"]), copy)
     order = partial(order_rows, version=_version(source, told), n_heads=config.n_heads, parts=ranks.parts)
@@ -78,7 +108,7 @@ def megatron(source: Source, told: Told) -> Recipe:
         "encoder.blocks.*.attention.qkv.bias": order,
     }
     rules = make_rules(table, n_layers=config.n_layers, transforms=transforms)
-    return Recipe(card=card, weights=weights, rules=rules, ignored=ignored)
+    return Recipe(card=card, weights=weights, rules=rules, leftovers=tuple(leftovers))
 
 
 def order_rows(tensors: Sequence[Tensor], *, version: float, n_heads: int, parts: int) -> Tensor:
@@ -105,34 +135,33 @@ def agree(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0]
 
 
-def _card(source: Source, told: Told, weights: Weights, args: Any) -> ModelCard:
+def _card(source: Source, told: Told, weights: Weights, options: Mapping[str, Any], parts: int) -> ModelCard:
     """Read sizes off the shapes, and what is in no shape off the options."""
-    n_heads = told.n_heads or getattr(args, "num_attention_heads", None)
-    if n_heads is None:
-        raise ModelError(
-            f"{source.path}: the file does not say how many attention heads the model has",
-            hint="Give their number: n_heads= in Python, --n-heads on the command line (ProteinLM-200M has 16).",
-        )
     try:
         vocab_size, d_model = weights.specs["embedding.word_embeddings.weight"].shape
         max_length = weights.specs["embedding.position_embeddings.weight"].shape[0]
         d_ff = weights.specs["transformer.layers.0.mlp.dense_h_to_4h.weight"].shape[0]
-    except KeyError as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise ModelError(f"{source.path}: {error.args[0]} is missing", hint="Is the file complete?") from error
-    layers = {name.split(".")[2] for name in weights.specs if name.startswith("transformer.layers.")}
-    alphabet = fit(MEGATRON, vocab_size)
-    fused = getattr(args, "bias_gelu_fusion", True) or getattr(args, "openai_gelu", False)
-    config = EncoderConfig(
+    n_layers = count_layers(weights, "transformer.layers.")
+    n_heads = number_of_heads(source, told, options.get("num_attention_heads"), example=" (ProteinLM-200M has 16)")
+    stated = {"num_layers": n_layers, "hidden_size": d_model, "ffn_hidden_size": d_ff}
+    stated |= {"max_position_embeddings": max_length, "kv_channels": d_model // max(1, n_heads)}
+    agree_with(options, stated, f"{source.path}: its options")
+    padding = options.get("make_vocab_size_divisible_by", _PADDED_TO) * parts
+    padded = {-(-len(MEGATRON) // padding) * padding, *range(_PADDED_TO, 8 * _PADDED_TO + 1, _PADDED_TO)}
+    alphabet = source.alphabet(MEGATRON, vocab_size, padded=sorted(padded), named=False)
+    config = source.encoder(
         vocab_size=vocab_size,
         d_model=d_model,
-        n_layers=getattr(args, "num_layers", len(layers)),
-        n_heads=int(n_heads),
+        n_layers=n_layers,
+        n_heads=n_heads,
         d_ff=d_ff,
         mask_id=alphabet.mask_id,
         position="learned",
         max_length=max_length,
-        norm_eps=getattr(args, "layernorm_epsilon", _EPS),
-        activation="gelu_tanh" if fused else "gelu",  # the fused kernel approximates by tanh
+        norm_eps=options.get("layernorm_epsilon", _EPS),
+        activation="gelu" if options.get("bias_gelu_fusion") is False else "gelu_tanh",  # the fused kernel: by tanh
     )
     return ModelCard(
         name=source.name,
@@ -155,4 +184,7 @@ def _version(source: Source, told: Told) -> float:
             "--checkpoint-version 3.0. With a wrong version masked residues are predicted no better than by chance.",
             stacklevel=5,
         )
-    return float(source.header.get("checkpoint_version", 0.0))
+    version = source.header.get("checkpoint_version", 0.0)
+    if not isinstance(version, int | float) or not 0 <= version < 100:
+        raise ModelError(f"{source.path}: checkpoint_version is {said(version)}, not a version of Megatron")
+    return float(version)

@@ -103,9 +103,9 @@ class Ranks:
             raise ModelError("a Megatron checkpoint is one file of torch.save a rank")
         return cls([RankFile(part=0, stage=0, path=weights.path)])
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, *, keep: bool = False) -> Tensor:
         local, files = self._places[name]
-        tensors = [file.read(local) for file in files]
+        tensors = [file.read(local, keep=keep) for file in files]
         if len(tensors) == 1:
             return tensors[0]
         if (dimension := _dimension(name)) is not None:

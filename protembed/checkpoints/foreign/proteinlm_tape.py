@@ -1,11 +1,11 @@
 """ProteinLM in the form of its fine-tuning code (a fork of TAPE): norms before each sublayer."""
 
-from protembed.checkpoints.foreign.alphabets import TAPE, fit
-from protembed.checkpoints.foreign.bert import TASK_HEADS, add_token_type, sizes
+from protembed.checkpoints.foreign.alphabets import TAPE
+from protembed.checkpoints.foreign.bert import BUFFERS, TAPE_KEYS, TASK_HEADS, add_token_type, sizes
 from protembed.checkpoints.foreign.checkpoint import Source, Told
-from protembed.checkpoints.foreign.conversion import Recipe, Table, make_rules, strip
+from protembed.checkpoints.foreign.conversion import Leftover, Recipe, Table, make_rules, strip
 from protembed.checkpoints.foreign.megatron import function
-from protembed.models.config import EncoderConfig, ModelCard
+from protembed.models.config import ModelCard
 
 ENCODER: Table = {
     "encoder.embedding.weight": "embeddings.word_embeddings.weight",
@@ -23,8 +23,12 @@ ENCODER: Table = {
 }
 FINAL_NORM: Table = {"encoder.final_norm": "encoder.final_ln"}
 
-# The converter of ProteinLM leaves mlm.* random; nothing reads bert_tail_dense.
-_IGNORED = ("mlm.*", "bert_tail_dense.*", "embeddings.position_ids")
+_LEFTOVERS = (
+    *BUFFERS,
+    Leftover("mlm.*", "ProteinLM's converter leaves it random"),
+    Leftover("bert_tail_dense.*", "nothing reads it"),
+)
+_FINAL_NORM = Leftover("encoder.final_ln.*", "the port does not run it")
 
 
 def is_port(source: Source) -> bool:
@@ -36,12 +40,13 @@ def port(source: Source, told: Told) -> Recipe:
     """Read the port's file, alone or below a fine-tuned head, as the port runs it unless told otherwise."""
     weights = strip(source.weights, "bert.")
     variant = told.variant or "tape-port"
-    shape = sizes(source, told, weights, feed_forward="mlp.dense_h_4h")
-    alphabet = fit(TAPE, shape["vocab_size"])
-    config = EncoderConfig(
+    settings = source.settings(TAPE_KEYS)
+    shape = sizes(source, told, weights, settings, feed_forward="mlp.dense_h_4h")
+    alphabet = source.alphabet(TAPE, shape["vocab_size"], named=False)
+    config = source.encoder(
         mask_id=alphabet.mask_id,
         position="learned",
-        norm_eps=source.config.get("layer_norm_eps", 1e-12),
+        norm_eps=settings.get("layer_norm_eps", 1e-12),
         activation="gelu_tanh",
         **shape,
     )
@@ -59,6 +64,6 @@ def port(source: Source, told: Told) -> Recipe:
         card=card,
         weights=weights,
         rules=make_rules(table, n_layers=config.n_layers, transforms={"encoder.positions.weight": add_token_type}),
-        ignored=_IGNORED if normed else (*_IGNORED, "encoder.final_ln.*"),
+        leftovers=_LEFTOVERS if normed else (*_LEFTOVERS, _FINAL_NORM),
         heads=TASK_HEADS,
     )

@@ -4,15 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from protembed.checkpoints.foreign.unpickle import is_mappable, unpickle
-from protembed.checkpoints.tensor_file import Spec
+from protembed.checkpoints.tensor_file import FLOATS, Spec
 from protembed.errors import ModelError
+from protembed.schema import said
 
 # What is read of a mapped file stays in memory until the map is dropped and made anew: after so many bytes, or shares.
 _WINDOW = 16 * 2**20
 _MAPS = 64
+_COPIES = 4
+"""Weights that are named several times, as tied ones are, count several times; more than this is no model."""
+_DEEPEST, _MOST_NAMES = 64, 1_000_000
 _STATES = ("model", "state_dict", "model_state_dict")
 
 
@@ -23,8 +28,8 @@ class Weights(Protocol):
     def specs(self) -> Mapping[str, Spec]:
         """What there is, without reading it."""
 
-    def read(self, name: str) -> Tensor:
-        """Return one tensor, once; it may be a view of the file: copy what is kept."""
+    def read(self, name: str, *, keep: bool = False) -> Tensor:
+        """Return one tensor, once unless `keep` is set; it may be a view of the file: copy what is kept."""
 
 
 class TorchFile:
@@ -42,16 +47,19 @@ class TorchFile:
         self.header: Mapping[str, Any] = {
             k: v for k, v in content.items() if k == "cfg" or not isinstance(v, dict | Tensor)
         }
-        self._tensors = _state(content)
+        self._tensors = _state(content, path)
         self.specs = {name: Spec.of(tensor) for name, tensor in self._tensors.items()}
-        self._window = max(_WINDOW, sum(tensor.nbytes for tensor in self._tensors.values()) // _MAPS)
+        size = sum(tensor.nbytes for tensor in self._tensors.values() if tensor.dtype in FLOATS)
+        if size > _COPIES * path.stat().st_size:
+            raise ModelError(f"{path}: names {size:,} bytes of weights, and the file has {path.stat().st_size:,}")
+        self._window = max(_WINDOW, size // _MAPS)
         self._seen = 0
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, *, keep: bool = False) -> Tensor:
         if not self.mapped:
-            return self._tensors.pop(name)
+            return self._tensors[name] if keep else self._tensors.pop(name)
         if self._seen > self._window:
-            self._tensors, self._seen = _state(unpickle(self.path)), 0
+            self._tensors, self._seen = _state(unpickle(self.path), self.path), 0
         self._seen += self._tensors[name].nbytes
         return self._tensors[name]
 
@@ -63,8 +71,8 @@ class Joined:
         self._owner = {name: part for part in parts for name in part.specs}
         self.specs = {name: part.specs[name] for name, part in self._owner.items()}
 
-    def read(self, name: str) -> Tensor:
-        return self._owner[name].read(name)
+    def read(self, name: str, *, keep: bool = False) -> Tensor:
+        return self._owner[name].read(name, keep=keep)
 
 
 class Renamed:
@@ -78,21 +86,50 @@ class Renamed:
                 raise ModelError(f"the checkpoint holds two tensors for one: {self._names[rename(old)]} and {old}")
         self.specs = {name: weights.specs[old] for name, old in self._names.items()}
 
-    def read(self, name: str) -> Tensor:
-        return self._weights.read(self._names[name])
+    def read(self, name: str, *, keep: bool = False) -> Tensor:
+        return self._weights.read(self._names[name], keep=keep)
 
 
-def _state(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Find the state dictionary and flatten it: nested names are joined by dots."""
+def count_layers(weights: Weights, prefix: str) -> int:
+    """Return how many layers there are whose tensors are called by `prefix` and a number."""
+    numbers = {name[len(prefix) :].partition(".")[0] for name in weights.specs if name.startswith(prefix)}
+    return sum(number.isdecimal() for number in numbers)
+
+
+def is_equal(weights: Weights, one: str, other: str) -> bool:
+    """Tell whether two tensors are there with the same values."""
+    first, second = weights.specs[one], weights.specs[other]
+    if first.address and first.address == second.address:
+        return True
+    if first.shape != second.shape:
+        return False
+    return weights.read(one, keep=True).equal(weights.read(other, keep=True).to(first.dtype))
+
+
+def _state(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """Find the state dictionary and flatten it: nested names are joined by dots. Raises ModelError."""
     state = next((content[key] for key in _STATES if isinstance(content.get(key), dict)), content)
-    return dict(_flatten(state, ""))
-
-
-def _flatten(state: Mapping[Any, Any], prefix: str) -> list[tuple[str, Tensor]]:
-    flat: list[tuple[str, Tensor]] = []
-    for key, value in state.items():
-        if isinstance(value, Tensor):
-            flat.append((f"{prefix}{key}", value))
-        elif isinstance(value, dict):
-            flat += _flatten(value, f"{prefix}{key}.")
+    flat: dict[str, Tensor] = {}
+    seen = 0
+    waiting: list[tuple[str, Mapping[Any, Any]]] = [("", state)]
+    while waiting:
+        prefix, inner = waiting.pop()
+        seen += len(inner)
+        if seen > _MOST_NAMES or prefix.count(".") > _DEEPEST:
+            raise ModelError(f"{path}: the names of its weights are nested without end: {said(prefix)}")
+        for key, value in inner.items():
+            if isinstance(value, Tensor):
+                flat[f"{prefix}{key}"] = _plain(value, f"{path}: {prefix}{key}")
+        deeper = [(f"{prefix}{key}.", value) for key, value in inner.items() if isinstance(value, dict)]
+        waiting += reversed(deeper)
     return flat
+
+
+def _plain(tensor: Tensor, place: str) -> Tensor:
+    """Return a tensor that has its numbers in memory, one by one. Raises ModelError for any other."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise ModelError(
+            f"{place} is a quantised, sparse or empty tensor, not plain weights",
+            hint="Use the checkpoint that it was made of.",
+        )
+    return tensor

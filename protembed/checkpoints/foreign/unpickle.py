@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from numpy._core import multiarray
 
 from protembed.errors import ModelError
+from protembed.schema import said
 
 ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
@@ -37,10 +39,18 @@ def is_mappable(path: Path) -> bool:
 
 
 def unpickle(path: Path) -> Any:
-    """Load a torch file, mapped into memory where its form allows. Raises ModelError."""
+    """Load a torch file, mapped into memory where its form allows. Raises ModelError.
+
+    Whatever can be wrong with the bytes raises here, and is of many kinds: so all of them are caught.
+    """
     try:
+        mapped = is_mappable(path)
+        if mapped:
+            _check_archive(path)
         with torch.serialization.safe_globals(ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except ModelError:
+        raise
     except pickle.UnpicklingError as error:
         if forbidden := re.search(r"(?:GLOBAL|global) ([\w.]+\.[\w.]+)", str(error)):
             raise ModelError(
@@ -48,12 +58,25 @@ def unpickle(path: Path) -> Any:
                 hint="Ask its author for a .safetensors file, or for a plain state dictionary.",
             ) from error
         raise _damaged(path, error) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except Exception as error:
         raise _damaged(path, error) from error
 
 
+def _check_archive(path: Path) -> None:
+    """Raise ModelError for parts that are compressed: torch compresses none, and a small file could fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if packed := next((part for part in parts if part.compress_type != zipfile.ZIP_STORED), None):
+        raise ModelError(
+            f"{path}: {said(packed.filename)} in it is compressed, which torch.save never does",
+            hint="Save the weights again with torch.save.",
+        )
+    if sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ModelError(f"{path}: its parts are said to be larger than the file", hint="Copy it again.")
+
+
 def _damaged(path: Path, error: Exception) -> ModelError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return ModelError(
         f"{path}: cannot be read as a torch checkpoint ({reason})", hint="Is the file complete? Copy it again."
     )

@@ -8,14 +8,16 @@ from protembed.errors import ModelError
 from protembed.models.head_config import Design, HeadConfig
 from protembed.models.heads.base import TaskHead
 from protembed.models.heads.contact import AttentionContactHead, PairContactHead, ProteinLMContactHead, TapeContactHead
-from protembed.models.heads.residue import CompactResidueHead, TapeResidueHead
-from protembed.models.heads.sequence import CompactSequenceHead, TapeSequenceHead
+from protembed.models.heads.residue import CompactResidueHead, TapeResidueHead, TransformersResidueHead
+from protembed.models.heads.sequence import CompactSequenceHead, TapeSequenceHead, TransformersSequenceHead
 
 HEADS: dict[tuple[str, Design], type[TaskHead]] = {
     ("residue", "compact"): CompactResidueHead,
     ("residue", "tape"): TapeResidueHead,
+    ("residue", "transformers"): TransformersResidueHead,
     ("sequence", "compact"): CompactSequenceHead,
     ("sequence", "tape"): TapeSequenceHead,
+    ("sequence", "transformers"): TransformersSequenceHead,
     ("contacts", "compact"): AttentionContactHead,
     ("contacts", "pair"): PairContactHead,
     ("contacts", "tape"): TapeContactHead,

@@ -41,3 +41,15 @@ class TapeResidueHead(TaskHead):
     def forward(self, x: Tensor, layout: Packed) -> Tensor:
         x = self.dropout(functional.relu(along_chain(self.first, self.norm(x), layout)))  # (T, E)
         return along_chain(self.second, x, layout)
+
+
+class TransformersResidueHead(TaskHead):
+    """That of transformers' models for token classification: one linear layer; (T, D) -> (T, C)."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__(config)
+        self.outward = nn.Linear(config.d_input, config.outputs)
+
+    def forward(self, x: Tensor, layout: Packed) -> Tensor:
+        scores: Tensor = self.outward(self.dropout(x))  # (T, C)
+        return scores

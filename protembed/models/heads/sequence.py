@@ -80,3 +80,17 @@ class TapeSequenceHead(TaskHead):
     def forward(self, x: Tensor, layout: Packed) -> Tensor:
         outputs: Tensor = self.second(self.dropout(functional.relu(self.first(x))))
         return outputs
+
+
+class TransformersSequenceHead(TaskHead):
+    """That of transformers' models for sequence classification: two layers on the first token; (T, D) -> (N, C)."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__(config)
+        self.first = nn.Linear(config.d_input, config.hidden)
+        self.second = nn.Linear(config.hidden, config.outputs)
+
+    def forward(self, x: Tensor, layout: Packed) -> Tensor:
+        first = self.dropout(x[layout.offsets[:-1].long()])  # (N, D)
+        outputs: Tensor = self.second(self.dropout(self.first(first).tanh()))
+        return outputs

@@ -9,18 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import InputError
-from protembed.tasks.labels.encoding import Coding, Labelled, encode
-from protembed.tasks.labels.formats import (
-    Files,
-    Row,
-    ending,
-    find_file,
-    read_beside,
-    read_coordinates,
-    read_headers,
-    read_table,
-    read_tape,
-)
+from protembed.tasks.labels.arrays import read_coordinates, read_tape
+from protembed.tasks.labels.encoding import Coding, Labelled, class_of, encode, letters_of
+from protembed.tasks.labels.fasta import read_beside, read_headers
+from protembed.tasks.labels.rows import Files, Row, ending, find_file
+from protembed.tasks.labels.tables import read_table
 
 _FASTA, _TABLE = (".fasta", ".fa", ".faa"), (".csv", ".tsv")
 _VALIDATION = ("valid", "validation", "dev")
@@ -89,20 +82,29 @@ def read_labelled(path: Path, files: Files, coding: Coding, choice: Choice = Cho
             rows.append(row)
     if not rows:
         chosen = f" of SET={choice.split}" if choice.split else ""
-        raise InputError(
-            f"{path}: no proteins{chosen} ({sum(left_out.values())} left out)",
-            hint=f"It has {', '.join(sorted(seen - {''})) or 'no sets'}." if seen else "Is it empty?",
-        )
+        raise InputError(f"{path}: no proteins{chosen} ({sum(left_out.values())} left out)", hint=_sets_there(seen))
     labels = coding.labels
     if not labels and coding.kind in ("residue_classes", "sequence_class"):
         labels = tuple(sorted(_labels_in(rows, coding)))
     return DataSet(proteins=[encode(row, coding, labels) for row in rows], labels=labels, left_out=left_out)
 
 
+def _sets_there(seen: set[str]) -> str:
+    """Say which sets the data has; or what to do where it names none."""
+    if named := sorted(seen - {""}):
+        return f"It has {', '.join(named)}{', and proteins of no set' if '' in seen else ''}."
+    if not seen:
+        return "Is it empty?"
+    return (
+        "Its proteins name no set. Add a column 'set' to a table, SET= to headers (train, val, test); or ask for no "
+        "set: all are evaluated then, and in training a share of them validates."
+    )
+
+
 def _labels_in(rows: list[Row], coding: Coding) -> set[str]:
     if coding.kind == "sequence_class":
-        return {str(row.label) for row in rows}
-    letters = {letter for row in rows for letter in str(row.label)} - set(coding.uncounted)
+        return {class_of(row) for row in rows}
+    letters = {letter for row in rows for letter in letters_of(row)} - set(coding.uncounted)
     return {coding.merge.get(letter, letter) for letter in letters}
 
 
@@ -139,7 +141,7 @@ def read_rows(
 def _parts(path: Path, files: Files) -> Iterator[tuple[Path, str | None]]:
     """Find the files to read, each with the split that its name tells."""
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder", hint="Check the path of --data.")
+        raise InputError(f"{path}: no such file or folder", hint="Check the path.")
     if not path.is_dir() or path.suffix == ".lmdb" or find_file(path, files.sequences):
         yield path, _split_of(path, files)
         return
@@ -153,7 +155,7 @@ def _parts(path: Path, files: Files) -> Iterator[tuple[Path, str | None]]:
             names = ", ".join(file.name for file in found) or "none"
             raise InputError(
                 f"{path}: expected {files.sequences}, or one FASTA file or table, and found {names}",
-                hint="Name the file itself: --data FILE.",
+                hint="Name the file itself.",
             )
     for file in found:
         yield file, _split_of(file, files)
@@ -172,6 +174,11 @@ def _read(path: Path, files: Files, split: str) -> Iterator[Row]:
         return read_coordinates(path, split)
     if path.is_dir():
         return read_beside(path, files)
+    if path.suffix == ".parquet":
+        raise InputError(
+            f"{path}: labels are not read from Parquet",
+            hint="Write it as a table: pandas.read_parquet(...).to_csv(..., index=False).",
+        )
     return read_table(path) if ending(path) in _TABLE else read_headers(path)
 
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from protembed.errors import TrainingError
 from protembed.sequences.alphabet import Alphabet
+from protembed.training.corpus.arrays import MappedArray
+from protembed.training.corpus.counts import Counts, HomologPart, read_counts
 
 Tokens = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.integer]
@@ -36,16 +38,18 @@ class TokenStore:
 
     `parts` are rows of tokens, as a rule mapped from files; protein i is `lengths[i]` tokens from `starts[i]` on in
     the parts laid end to end, and lies in one of them. Cluster c is proteins `clusters[c]` to `clusters[c + 1] - 1`.
+    `homologs` hold what the homologs of some proteins have at their residues.
 
     >>> store = TokenStore.of([np.array([4, 5], np.uint8), np.array([6], np.uint8)])
     >>> len(store), store.residues, store[1].tolist()
     (2, 3, [6])
     """
 
-    parts: Sequence[Tokens]
+    parts: Sequence[Tokens | MappedArray]
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int32]
     clusters: npt.NDArray[np.int64]
+    homologs: Sequence[HomologPart] = ()
 
     @classmethod
     def of(cls, proteins: Sequence[Tokens], clusters: Sequence[int] | None = None) -> "TokenStore":
@@ -66,6 +70,10 @@ class TokenStore:
         part = int(np.searchsorted(self._borders, start, side="right")) - 1
         start -= int(self._borders[part])
         return self.parts[part][start : start + length]
+
+    def counts(self, index: int) -> Counts:
+        """Return what the homologs of a protein have at its residues, (L, 20); zeros where it has none."""
+        return read_counts(self.homologs, int(self.starts[index]), int(self.lengths[index]))
 
     @cached_property
     def residues(self) -> int:
@@ -145,7 +153,18 @@ class Packing:
 
     def read(self, micro: MicroBatch) -> list[npt.NDArray[np.int64]]:
         """Read the tokens of a batch's proteins, special tokens around each."""
-        return [self._protein(int(index), micro.epoch) for index in micro.indices]
+        return [
+            self.alphabet.surround(self.store[index][self._window(index, micro.epoch)])
+            for index in micro.indices.tolist()
+        ]
+
+    def read_counts(self, micro: MicroBatch) -> list[Counts]:
+        """Read the counts of homologs, (L + specials, 20), of the same proteins; rows of special tokens are zeros."""
+        around = ((self.alphabet.prefix, self.alphabet.suffix), (0, 0))
+        return [
+            np.pad(self.store.counts(index)[self._window(index, micro.epoch)], around)
+            for index in micro.indices.tolist()
+        ]
 
     def waste(self, batches: int = 10_000) -> float:
         """Return the share of tokens that are padding when the first batches are filled up to `batch_tokens` each.
@@ -184,10 +203,10 @@ class Packing:
         specials = self.alphabet.prefix + self.alphabet.suffix
         return np.minimum(self.store.lengths[indices], self.max_residues).astype(np.int64) + specials
 
-    def _protein(self, index: int, epoch: int) -> npt.NDArray[np.int64]:
-        residues = self.store[index]
-        if len(residues) > self.max_residues:
-            rng = np.random.default_rng((self.seed, epoch, index))
-            start = int(rng.integers(len(residues) - self.max_residues + 1))
-            residues = residues[start : start + self.max_residues]
-        return self.alphabet.surround(residues)
+    def _window(self, index: int, epoch: int) -> slice:
+        """Choose the residues of a protein that an epoch sees: all of them, or a random window."""
+        spare = int(self.store.lengths[index]) - self.max_residues
+        if spare <= 0:
+            return slice(None)
+        start = int(np.random.default_rng((self.seed, epoch, index)).integers(spare + 1))
+        return slice(start, start + self.max_residues)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from multiprocessing import get_context
@@ -27,8 +27,10 @@ import numpy.typing as npt
 from protembed.errors import TrainingError
 from protembed.sequences.alphabet import Alphabet
 from protembed.sequences.readers import read_proteins
+from protembed.sequences.records import Record
+from protembed.training.corpus.arrays import MappedArray, SumWriter, map_array, read_totals, write_array, write_totals
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".part"
 _BUFFER = 1 << 22
 _CLUSTER = re.compile(r"\scluster=(\S+)")
@@ -60,21 +62,21 @@ class PartCounts:
 
 @dataclass(frozen=True)
 class Part:
-    """A complete part: `tokens` (R,) and one entry a protein in `lengths`, `digests` and `clusters`, mapped from files.
+    """A complete part: `tokens` (R,), mapped, and one entry per protein in `lengths`, `digests`, `clusters`, `names`.
 
-    A digest is 64 bits of a protein's tokens; a cluster is 64 bits of the `cluster=` of its header, or its digest.
-    Raises TrainingError when a file is not as long as it was.
+    A digest is 64 bits of a protein's tokens, a name 64 bits of its id; a cluster is 64 bits of the `cluster=` of its
+    header, or its digest. Raises TrainingError when a file is not as long as it was, or its checksum is another.
     """
 
     folder: Path
 
     @cached_property
     def counts(self) -> PartCounts:
-        return PartCounts(**json.loads((self.folder / "part.json").read_text()))
+        return read_totals(self.folder / "part.json", PartCounts)
 
     @cached_property
-    def tokens(self) -> npt.NDArray[np.uint8]:
-        return self._map("tokens", np.uint8, self.counts.residues)
+    def tokens(self) -> MappedArray:
+        return map_array(self.folder / "tokens.bin", np.uint8, self.counts.residues)
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
@@ -88,14 +90,12 @@ class Part:
     def clusters(self) -> npt.NDArray[np.uint64]:
         return self._map("clusters", np.uint64, self.counts.proteins)
 
+    @property
+    def names(self) -> npt.NDArray[np.uint64]:
+        return self._map("names", np.uint64, self.counts.proteins)
+
     def _map(self, name: str, kind: type[np.generic], count: int) -> npt.NDArray[Any]:
-        path = self.folder / f"{name}.bin"
-        if not path.is_file() or path.stat().st_size != count * np.dtype(kind).itemsize:
-            raise TrainingError(
-                f"{path}: is missing or was cut short", hint=f"Delete {self.folder} and run protembed prepare again."
-            )
-        # An empty file cannot be mapped.
-        return np.memmap(path, kind, mode="r") if count else np.empty(0, kind)
+        return map_array(self.folder / f"{name}.bin", kind, count).whole()
 
 
 def plan_parts(sources: list[Path], folder: Path, alphabet: Alphabet) -> list[PartPlan]:
@@ -117,23 +117,22 @@ def plan_parts(sources: list[Path], folder: Path, alphabet: Alphabet) -> list[Pa
 def write_part(plan: PartPlan, alphabet: Alphabet) -> Iterator[int]:
     """Write a part under a temporary name and rename it when complete; yield how many residues are written each time.
 
-    Memory holds 20 bytes a protein. Raises InputError for a record that cannot be read.
+    Memory holds 28 bytes per protein. Raises InputError for a record that cannot be read.
     """
     temporary = plan.folder.with_name(f".{plan.folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     writer = _PartWriter(alphabet)
-    with (temporary / "tokens.bin").open("wb") as file:
+    with SumWriter(temporary / "tokens.bin") as file:
         for record in read_proteins([plan.source]):
             group = _CLUSTER.search(record.description)
-            writer.add(record.sequence, record.gaps, group[1] if group else None)
+            writer.add(record, group[1] if group else None)
             if len(writer.buffer) >= _BUFFER:
                 yield file.write(writer.flush())
         last = file.write(writer.flush())
-    for name, values in (("lengths", writer.lengths), ("digests", writer.digests), ("clusters", writer.clusters)):
-        with (temporary / f"{name}.bin").open("wb") as file:
-            values.tofile(file)
-    (temporary / "part.json").write_text(json.dumps(asdict(writer.counts())))
+    for name in ("lengths", "digests", "clusters", "names"):
+        write_array(temporary / f"{name}.bin", np.asarray(getattr(writer, name)))
+    write_totals(temporary / "part.json", writer.counts())
     os.replace(temporary, plan.folder)
     yield last
 
@@ -201,17 +200,18 @@ class _PartWriter:
         self._table = bytes.maketrans(ascii_uppercase.encode(), rows.astype(np.uint8).tobytes())
         self.buffer = bytearray()
         self.residues = 0
-        self.lengths, self.digests, self.clusters = array("i"), array("Q"), array("Q")
+        self.lengths, self.digests, self.clusters, self.names = array("i"), array("Q"), array("Q"), array("Q")
         self._letters = np.zeros(256, dtype=np.int64)
         self._gaps = 0
 
-    def add(self, sequence: str, gaps: int, cluster: str | None) -> None:
-        letters = sequence.encode("ascii")
+    def add(self, record: Record, cluster: str | None) -> None:
+        letters = record.sequence.encode("ascii")
         self.buffer += letters
         self.lengths.append(len(letters))
         self.digests.append(digest(letters.translate(self._table)))
         self.clusters.append(self.digests[-1] if cluster is None else digest(cluster.encode()))
-        self._gaps += gaps
+        self.names.append(digest(record.id.encode()))
+        self._gaps += record.gaps
 
     def flush(self) -> bytes:
         """Count the letters gathered since the last time, and return their tokens."""

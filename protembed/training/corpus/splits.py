@@ -55,8 +55,8 @@ def make_splits(parts: Sequence[Part], rules: SplitRules) -> Splits:
     lengths = np.concatenate([np.empty(0, np.int32), *(part.lengths for part in parts)])
     clusters = np.concatenate([np.empty(0, np.uint64), *(part.clusters for part in parts)])
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    explicit = np.arange(len(lengths)) >= sum(part.counts.proteins for part in parts[: rules.valid_from])
-    valid = explicit | _held_out(clusters, rules)
+    explicit = _explicit(parts, rules)
+    valid = explicit | _drawn(clusters, rules)
     keep = lengths >= rules.min_residues
     short = int(len(keep) - keep.sum())
     copies, shared = _copies(parts, np.flatnonzero(keep), starts, lengths, explicit)
@@ -72,7 +72,20 @@ def make_splits(parts: Sequence[Part], rules: SplitRules) -> Splits:
     )
 
 
-def _held_out(clusters: npt.NDArray[np.uint64], rules: SplitRules) -> npt.NDArray[np.bool_]:
+def held_out(parts: Sequence[Part], rules: SplitRules) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Tell which proteins of the parts are for validation (P,), and which are of a cluster that has such (P,)."""
+    clusters = np.concatenate([np.empty(0, np.uint64), *(part.clusters for part in parts)])
+    valid = _explicit(parts, rules) | _drawn(clusters, rules)
+    return valid, np.isin(clusters, clusters[valid])
+
+
+def _explicit(parts: Sequence[Part], rules: SplitRules) -> npt.NDArray[np.bool_]:
+    """Tell which proteins stand in files of validation proteins."""
+    first = sum(part.counts.proteins for part in parts[: rules.valid_from])
+    return np.arange(sum(part.counts.proteins for part in parts)) >= first
+
+
+def _drawn(clusters: npt.NDArray[np.uint64], rules: SplitRules) -> npt.NDArray[np.bool_]:
     """Tell the clusters that the seed puts into validation: their hashes are even, and the seed turns them about."""
     lot = clusters ^ np.uint64(digest(f"seed {rules.seed}".encode()))
     return lot < np.uint64(int(rules.valid_share * 2.0**64))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from protembed.sequences.alphabet import STANDARD_RESIDUES, Alphabet
+from protembed.training.corpus.counts import HomologCounts
 from protembed.training.corpus.parts import Part
 from protembed.training.corpus.splits import Split, Splits
 
@@ -32,7 +33,8 @@ class Statistics:
 
     proteins = train + valid + short + copies. `gaps` are characters removed from within sequences; `letters` are shares
     of all residues read; `unknown` are residues whose letter has no token and that became the unknown one. `shared` and
-    `related` are training proteins that validation files hold, too, or whose cluster they do.
+    `related` are training proteins that validation files hold, too, or whose cluster they do. `homologs` stand where
+    files of homologs were given.
     """
 
     proteins: int
@@ -46,12 +48,14 @@ class Statistics:
     letters: dict[str, float]
     train: SplitCounts
     valid: SplitCounts
+    homologs: HomologCounts | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Statistics":
         """Read what `to_dict` wrote."""
         splits = {name: SplitCounts(**values[name]) for name in ("train", "valid")}
-        return cls(**{**values, **splits})
+        homologs = values.get("homologs")
+        return cls(**{**values, **splits, "homologs": HomologCounts(**homologs) if homologs else None})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,6 +74,7 @@ class Statistics:
             ["train proteins of a cluster in valid", f"{self.related:,}", "", "", ""],
             ["gaps removed", "", f"{self.gaps:,}", "", ""],
             ["letters without a token", "", f"{self.unknown:,}", "", ""],
+            *(_homolog_rows(self.homologs) if self.homologs else []),
         ]
         for name, count in self.train.lengths.items():
             rows.append([f"train, {name} residues", f"{count:,}", "", "", ""])
@@ -78,7 +83,20 @@ class Statistics:
         return ["what", "proteins", "residues", "clusters", "longest"], rows
 
 
-def gather(parts: Sequence[Part], splits: Splits, alphabet: Alphabet) -> Statistics:
+def _homolog_rows(homologs: HomologCounts) -> list[list[str]]:
+    counts = {
+        "with homologs": homologs.proteins,
+        "homologs": homologs.used,
+        "homologs left out: the protein itself": homologs.own,
+        "homologs left out: validation clusters": homologs.held_out,
+        "homologs left out: second alignments": homologs.repeated,
+    }
+    return [[name, f"{count:,}", "", "", ""] for name, count in counts.items()]
+
+
+def gather(
+    parts: Sequence[Part], splits: Splits, alphabet: Alphabet, homologs: Sequence[HomologCounts] = ()
+) -> Statistics:
     """Sum up what was read and what became of it."""
     letters: Counter[str] = Counter()
     for part in parts:
@@ -97,7 +115,13 @@ def gather(parts: Sequence[Part], splits: Splits, alphabet: Alphabet) -> Statist
         letters={letter: letters[letter] / total for letter in order if letters[letter]},
         train=_count(splits.train),
         valid=_count(splits.valid),
+        homologs=_together(homologs) if homologs else None,
     )
+
+
+def _together(counts: Sequence[HomologCounts]) -> HomologCounts:
+    """Add up files of homologs; a protein that has some in two of them counts twice."""
+    return HomologCounts(**{name: sum(getattr(one, name) for one in counts) for name in asdict(counts[0])})
 
 
 def _count(split: Split) -> SplitCounts:

@@ -1,7 +1,7 @@
 """What the training of a task head is told: a TOML file, and `--set section.key=value` on top."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +9,16 @@ from protembed.errors import UsageError
 from protembed.models.config import DEFAULT_MODEL
 from protembed.models.head_config import Design, Kind
 from protembed.tasks import TASKS, Task, find_task, own_task
-from protembed.tasks.labels.formats import Files
+from protembed.tasks.labels.dataset import same_split
+from protembed.tasks.labels.rows import Files
 from protembed.training.config import read_sections
-from protembed.training.limits import above_zero, at_least, share
+from protembed.training.limits import above_zero, at_least, at_most, share
+
+_MANY = 2**31
+"""More proteins, residues or tokens than a machine holds."""
+
+_LARGE = 1e38
+"""What float32 holds."""
 
 Mode = Literal["frozen", "lora", "full"]
 LoraTarget = Literal["qkv", "out", "up", "down"]
@@ -36,6 +43,7 @@ class TaskSection:
         # The name becomes part of the names of files, and a field of a table.
         if not self.name.isprintable() or set(self.name) & set("/\\,") or not self.name.strip():
             raise UsageError(f"name is {self.name!r}", hint="Letters, digits, - and _ will do.")
+        _require_text(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +51,9 @@ class DataSection:
     """The labelled proteins: a folder or file, and the names of its splits.
 
     `valid` empty: the validation split of the data, else `valid_share` of the training proteins, drawn by the seed, and
-    by cluster where headers say CLUSTER=. `test` splits are measured when training is over. `where` lists attributes
-    that proteins must have (KEY=value). Proteins longer than `max_residues` are cut into windows when residues are
+    by cluster where headers say CLUSTER= or a table has a column `cluster`. `test` splits are measured when training is
+    over. Proteins whose sequences are validated or tested on are left out of training. `where` lists attributes that
+    proteins must have (KEY=value). Proteins longer than `max_residues` are cut into windows when residues are
     predicted, and else to their first residues; or they are refused. `proteins` limits the training set to so many,
     drawn at random. `cache` is where hidden states are kept; empty: in the folder of the run.
     """
@@ -61,7 +70,13 @@ class DataSection:
     cache: str = ""
 
     def __post_init__(self) -> None:
+        _require_text(self, "path")
         at_least(self, 0, "proteins")
+        at_most(self, _MANY, "proteins", "max_residues")
+        uses = [(name, use) for use in ("train", "valid", "test") for name in getattr(self, use)]
+        for number, (name, use) in enumerate(uses):
+            if other := next((use for before, use in uses[:number] if same_split(name, before)), None):
+                raise UsageError(f"the split {name} is named twice, in {other} and in {use}", hint="Each has one use.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +95,9 @@ class NegativesSection:
     proteins: int = 500
 
     def __post_init__(self) -> None:
+        _require_text(self)
         at_least(self, 1, "proteins")
+        at_most(self, _MANY, "proteins")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +117,14 @@ class EncoderSection:
     lora_targets: tuple[LoraTarget, ...] = ("qkv", "out")
     store_dtype: Literal["float32", "float16"] = "float32"
 
+    def __post_init__(self) -> None:
+        _require_text(self, "model")
+        above_zero(self, "lora_alpha")
+        at_most(self, 65_536, "lora_rank", "lora_alpha")
+        for name in ("layers", "lora_targets"):
+            if len(set(values := getattr(self, name))) < len(values):
+                raise UsageError(f"{name} holds a value twice")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSection:
@@ -117,7 +142,9 @@ class HeadSection:
     license: str = ""
 
     def __post_init__(self) -> None:
+        _require_text(self)
         share(self, "dropout")
+        at_most(self, 65_536, "hidden", "kernel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +173,14 @@ class TrainSection:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        _require_text(self, "out")
+        if "," in self.out:
+            raise UsageError(f"out is {self.out!r}", hint="predict parts the paths of several heads at commas.")
         at_least(self, 0, "encoder_learning_rate", "weight_decay", "threads", "seed")
         above_zero(self, "learning_rate", "clip")
+        at_most(self, _LARGE, "learning_rate", "encoder_learning_rate", "weight_decay")
+        at_most(self, _MANY, "epochs", "patience", "batch_tokens", "seed")
+        at_most(self, 4096, "threads")
         share(self, "warmup_share")
 
 
@@ -165,6 +198,17 @@ class TaskConfig:
     @property
     def frozen(self) -> bool:
         return self.encoder.mode == "frozen"
+
+
+def _require_text(section: object, *needed: str) -> None:
+    """Raise UsageError for control characters in the words of a section, and for an empty one that is needed."""
+    for name in (one.name for one in fields(section)):  # type: ignore[arg-type]
+        value = getattr(section, name)
+        for word in value if isinstance(value, tuple) else [value]:
+            if isinstance(word, str) and not word.isprintable():
+                raise UsageError(f"{name} holds {word!r}: a line break or another control character")
+        if name in needed and not value.strip():
+            raise UsageError(f"{name} is empty")
 
 
 def load_task_config(path: Path, overrides: Sequence[str] = ()) -> TaskConfig:
@@ -192,6 +236,13 @@ def make_task(section: TaskSection) -> Task:
         raise UsageError(f"[task] {section.name} is known, and takes no kind", hint="Give your own task another name.")
     if section.kind == "residue_flags" and not section.labels:
         raise UsageError("[task] labels are missing: the letters of the flags")
+    letters = section.kind.startswith("residue_")
+    for label in section.labels:
+        if not label.strip() or not label.isprintable() or (letters and len(label) != 1):
+            what = "one letter" if letters else "a line of printable characters"
+            raise UsageError(f"[task] labels holds {label!r}", hint=f"A label of {section.kind} is {what}.")
+    if len(set(section.labels)) < len(section.labels):
+        raise UsageError("[task] labels holds a label twice")
     task = own_task(section.name, section.kind, section.labels)
     return replace(
         task,

@@ -4,9 +4,9 @@ Legend: T tokens, N proteins, D width of a layer, M attention maps, L residues o
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from protembed.errors import ModelError, OutputError
 from protembed.models.head_config import HeadConfig
 from protembed.models.heads.run import attention_inputs, read_inputs, required_layers
 from protembed.models.protein_model import ProteinModel
+from protembed.outputs.files import atomic
 from protembed.sequences.batching import TokenBatch, pack
 from protembed.training.finetune.examples import Batch, Examples
 
@@ -104,19 +105,15 @@ def _compute(backend: Backend, examples: Examples, places: Mapping[Output, Path]
             f"{folder}: {needed / 1e9:.1f} GB of hidden states do not fit, {free / 1e9:.1f} GB are free",
             hint="[data] cache names another folder; fewer proteins or layers need less.",
         )
-    temporary = {name: path.with_name(f".{path.name}.{os.getpid()}.tmp") for name, path in places.items()}
-    try:
+    with ExitStack() as stack:
+        temporary = {name: stack.enter_context(atomic(path)) for name, path in places.items()}
         files = {
             name: np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shapes[name])
             for name, path in temporary.items()
         }
         _fill(backend, examples, files)
-        for name, path in temporary.items():
-            files[name].flush()
-            os.replace(path, places[name])
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+        for states in files.values():
+            states.flush()
 
 
 def _fill(backend: Backend, examples: Examples, files: Mapping[Output, npt.NDArray[np.float16]]) -> None:

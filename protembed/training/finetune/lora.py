@@ -54,11 +54,16 @@ def adapt(model: ProteinModel, section: EncoderSection, config: HeadConfig) -> N
         )
 
 
-def merge(model: ProteinModel) -> None:
-    """Put low-rank matrices into the weights that they stand beside."""
+def settle(model: ProteinModel, dtype: torch.dtype) -> None:
+    """Put low-rank matrices into the weights that they stand beside; round all weights to what a file of `dtype` holds.
+
+    What is measured from here on is what is written.
+    """
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
 
 
 def save_encoder(model: ProteinModel, task: str, mode: str, path: Path, dtype: torch.dtype) -> ModelCard:

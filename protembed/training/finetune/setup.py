@@ -96,7 +96,7 @@ def _count_yes(examples: Examples) -> tuple[np.typing.NDArray[np.float64], float
 
 
 def describe(
-    config: TaskConfig, train: Sequence[Labelled], results: Mapping[str, float | int]
+    config: TaskConfig, train: Sequence[Labelled], results: Mapping[str, float | int], *, shared: int = 0
 ) -> dict[str, str | int | float | bool]:
     """Return what a head's card tells of its training. Of paths only the last name: the rest is nobody's business."""
     data, section, negatives = config.data, config.train, config.negatives
@@ -112,6 +112,8 @@ def describe(
         "class_weights": section.class_weights,
         "protembed": __version__,
     }
+    if shared:
+        facts["shared_with_valid_or_test"] = f"{shared} proteins, left out"
     if data.where:
         facts["where"] = ",".join(data.where)
     if negatives.path:

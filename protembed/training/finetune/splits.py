@@ -10,19 +10,23 @@ from protembed.errors import InputError, UsageError
 from protembed.tasks import Task
 from protembed.tasks.labels.dataset import DataSet, read_rows, same_split
 from protembed.tasks.labels.encoding import Labelled
-from protembed.tasks.labels.formats import Files, attributes_of
+from protembed.tasks.labels.rows import Files
 from protembed.training.finetune.config import DataSection, NegativesSection, TaskConfig, attributes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Proteins by their use, the labels they are numbered by, and what is to be said of them."""
+    """Proteins by their use, the labels they are numbered by, and what is to be said of them.
+
+    No sequence is in two of the uses; `shared` proteins were left out of training or validation for that.
+    """
 
     train: list[Labelled]
     valid: list[Labelled]
     test: Mapping[str, list[Labelled]]
     labels: tuple[str, ...]
     notes: tuple[str, ...]
+    shared: int = 0
 
 
 def read_splits(config: TaskConfig, task: Task) -> Splits:
@@ -35,28 +39,55 @@ def read_splits(config: TaskConfig, task: Task) -> Splits:
     trained = _read(task, path, section.train, section, labels=(), unnamed=True)
     labels = trained.labels
     names = section.valid or _valid_splits(task, path)
-    train, valid = trained.proteins, []
-    if names:
-        valid = _read(task, path, names, section, labels=labels).proteins
-    else:
-        train, valid = _divide(train, section.valid_share, seed)
-    train = _draw(train, section.proteins, seed)
-    share = len(valid) / len(train)
     notes = [f"{count:,} proteins left out: {reason}" for reason, count in trained.left_out.items()]
-    if not names:
+    if names:
+        train, valid = trained.proteins, _read(task, path, names, section, labels=labels).proteins
+    else:
+        train, valid = _divide(trained.proteins, section.valid_share, seed)
         notes.append(f"no validation split: {len(valid):,} training proteins, drawn by seed {seed}, are taken for it")
+    train = _draw(train, section.proteins, seed)
     if config.negatives.path:
-        more = read_negatives(
-            config.negatives, labels, valid=max(1, round(share * config.negatives.proteins)), seed=seed
-        )
+        wanted = max(1, round(len(valid) / len(train) * config.negatives.proteins))
+        more = read_negatives(config.negatives, labels, valid=wanted, seed=seed)
         train, valid = train + more[0], valid + more[1]
         notes.append(f"{len(more[0]):,} proteins of {Path(config.negatives.path).name} for '{config.negatives.label}'")
-    if task.kind in ("residue_classes", "sequence_class") and len(labels) == 1:
-        raise InputError(f"{path}: all training examples are of class {labels[0]!r}: there is nothing to learn")
-    if labels and task.kind != "contacts":
-        replace(trained, proteins=train).require_every_class()
     test = {name: _read(task, path, (name,), section, labels=labels).proteins for name in section.test}
-    return Splits(train=train, valid=valid, test=test, labels=labels, notes=tuple(notes))
+    train, valid, shared = _separate(train, valid, [protein for proteins in test.values() for protein in proteins])
+    if shared:
+        notes.append(f"{shared:,} proteins left out: their sequences are in the validation or test set, too")
+    _require_something_to_learn(path, task, replace(trained, proteins=train))
+    return Splits(train=train, valid=valid, test=test, labels=labels, notes=tuple(notes), shared=shared)
+
+
+def _require_something_to_learn(path: Path, task: Task, train: DataSet) -> None:
+    if task.kind in ("residue_classes", "sequence_class") and len(train.labels) == 1:
+        raise InputError(f"{path}: all training examples are of class {train.labels[0]!r}: there is nothing to learn")
+    if train.labels and task.kind != "contacts":
+        train.require_every_class()
+
+
+def _separate(
+    train: list[Labelled], valid: list[Labelled], tested: Sequence[Labelled]
+) -> tuple[list[Labelled], list[Labelled], int]:
+    """Leave proteins out of training and validation that are tested, and out of training that validate; count them.
+
+    Raises InputError when that leaves nothing.
+    """
+    valid_left = unseen(valid, tested)
+    train_left = unseen(train, [*valid_left, *tested])
+    for name, before, left in (("training", train, train_left), ("validation", valid, valid_left)):
+        if before and not left:
+            raise InputError(
+                f"no {name} protein is left: the sequences of all {len(before):,} are measured on in another set, too",
+                hint="[data] train, valid and test name different proteins.",
+            )
+    return train_left, valid_left, len(train) + len(valid) - len(train_left) - len(valid_left)
+
+
+def unseen(proteins: Sequence[Labelled], others: Sequence[Labelled]) -> list[Labelled]:
+    """Return the proteins whose sequences are not among those of others, in order."""
+    known = {protein.record.sequence for protein in others}
+    return [protein for protein in proteins if protein.record.sequence not in known]
 
 
 def _read(
@@ -94,11 +125,14 @@ def _valid_splits(task: Task, path: Path) -> tuple[str, ...]:
 
 
 def _divide(proteins: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """Take a share of proteins, whole clusters of them, for validation. Raises InputError when there is but one."""
+    """Take a share of proteins for validation, whole clusters of them, or else all of one sequence.
+
+    Raises InputError when there is only one.
+    """
     clusters: dict[str, list[int]] = {}
     for number, protein in enumerate(proteins):
-        told = attributes_of(protein.record.description)
-        name = told.get("CLUSTER") or told.get("cluster") or f"protein {number}"
+        # The first word: text behind it would make a cluster of every protein.
+        name = protein.cluster.partition(" ")[0] or f"sequence {protein.record.sequence}"
         clusters.setdefault(name, []).append(number)
     if len(clusters) < 2:
         raise InputError("one protein, or one cluster, cannot be divided", hint="Name a validation split: SET=val.")

@@ -1,6 +1,7 @@
 """Training of one task head: from a configuration to a head's file, a metrics file and a stream of reports."""
 
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,11 +19,12 @@ from protembed.errors import OutputError, TrainingError
 from protembed.models.config import DEFAULT_MODEL
 from protembed.models.head_config import HeadCard
 from protembed.models.heads.registry import make_head
+from protembed.outputs.files import lock
 from protembed.tasks.labels.encoding import Labelled
 from protembed.training.finetune.config import TaskConfig, make_task
 from protembed.training.finetune.examples import Batch, Examples, lay_out
 from protembed.training.finetune.features import Inputs, cached, residues_alone, running
-from protembed.training.finetune.lora import adapt, merge, save_encoder
+from protembed.training.finetune.lora import adapt, save_encoder, settle
 from protembed.training.finetune.report import EpochReport
 from protembed.training.finetune.scoring import (
     Answers,
@@ -48,6 +50,9 @@ class HeadTrainer:
         self.config, section = config, config.train
         self.run_folder = Path(section.out)
         self._require_room()
+        if self.run_folder.parent.is_dir():
+            with lock(self.run_folder, what="run folder"):
+                pass  # refused at once, not after the data was read
         if section.threads:
             torch.set_num_threads(section.threads)
         self.task = make_task(config.task)
@@ -92,20 +97,23 @@ class HeadTrainer:
         return lines
 
     def usage(self) -> str:
-        """Return the option that names the encoder of the head, where it is not the bundled one."""
-        if self.config.frozen:
-            return "" if self.config.encoder.model == DEFAULT_MODEL else f" -m {self.config.encoder.model}"
-        return f" -m {self.run_folder / 'encoder.safetensors'}"
+        """Return how a shell names the head, and its encoder where that is not the bundled one."""
+        model = self.config.encoder.model if self.config.frozen else str(self.run_folder / "encoder.safetensors")
+        words = ["--task", str(self.result)] if model == DEFAULT_MODEL else ["-m", model, "--task", str(self.result)]
+        return shlex.join(words)
 
     def run(self) -> Iterator[EpochReport]:
         """Train until the metric stays behind its best; yield a report an epoch; write the best head.
 
-        Raises TrainingError when the loss, or what the head says, is not a number, OutputError when the run's folder
-        cannot be written, and KeyboardInterrupt, after the best head so far was written, when the run is asked to end
-        (SIGTERM, SIGUSR1, SIGINT).
+        Raises TrainingError when the loss, or what the head says, is not a number; OutputError when the run's folder
+        cannot be written, or another run is working in it; and KeyboardInterrupt, after the best head so far was
+        written, when the run is asked to end (SIGTERM, SIGHUP, SIGUSR1, SIGINT).
         """
         try:
-            yield from self._run()
+            self.run_folder.parent.mkdir(parents=True, exist_ok=True)
+            with lock(self.run_folder, what="run folder"):
+                self._require_room()  # another run may have ended since this one began
+                yield from self._run()
         except (OSError, SafetensorError) as error:
             place, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
             raise OutputError(
@@ -187,19 +195,18 @@ class HeadTrainer:
     def _finish(self, valid: Inputs, *, hurried: bool) -> None:
         """Go back to the best weights, calibrate, measure the test splits (unless hurried), and write it all."""
         self.trained.go_back()
-        stored = getattr(torch, self.config.head.store_dtype)
+        stored, encoder = getattr(torch, self.config.head.store_dtype), self.model.card
         round_weights(self.head, stored)  # what is measured is what is written
+        if not self.config.frozen:
+            section = self.config.encoder
+            place, dtype = self.run_folder / "encoder.safetensors", getattr(torch, section.store_dtype)
+            settle(self.model, dtype)
+            encoder = save_encoder(self.model, self.task.name, section.mode, place, dtype)
         answers = self._answered if hurried and self._answered else self._answers(self.valid, valid)
         results: dict[str, float | int] = {"epoch": self._best_epoch}
         results |= {f"valid_{name}": value for name, value in self._measure(answers).items()}
         temperature, errors = calibrate(self.task.kind, answers)
         results |= errors
-        encoder = self.model.card
-        if not self.config.frozen:
-            section = self.config.encoder
-            merge(self.model)
-            place, dtype = self.run_folder / "encoder.safetensors", getattr(torch, section.store_dtype)
-            encoder = save_encoder(self.model, self.task.name, section.mode, place, dtype)
         for name, proteins in ({} if hurried else self.splits.test).items():
             examples = standardise(self._lay_out(proteins), self.scale, self.offset)
             found = self._measure(self._answers(examples, self._inputs(examples)))
@@ -214,7 +221,7 @@ class HeadTrainer:
             temperature=temperature,
             scale=self.scale,
             offset=self.offset,
-            training=describe(self.config, self.splits.train, self.results),
+            training=describe(self.config, self.splits.train, self.results, shared=self.splits.shared),
             license=self.config.head.license,
         )
         save_head(self.head, card, self.result, dtype=stored)

@@ -13,30 +13,38 @@ from protembed.training.pretrain.masking import MaskedTokens
 
 IGNORED = -100  # torch.nn.functional.cross_entropy's: a place that only fills up
 
-Inputs = tuple[Tensor, Packed, Tensor, Tensor]
+Inputs = tuple[Tensor, Packed, Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Sequences end to end, as the model sees them: `lengths` of each (N,), and the question about them.
 
-    `longest` stands where it is to be the same for all batches.
+    `longest` stands where it is to be the same for all batches, `profile` (T, 20) where profiles are predicted, too: a
+    distribution per token, or zeros where nothing is asked.
     """
 
     lengths: Sequence[int]
     question: MaskedTokens
     longest: int | None = None
+    profile: npt.NDArray[np.float32] | None = None
 
     @property
     def count(self) -> int:
         """Residues asked for; places that only fill up are none."""
         return int((self.question.targets != IGNORED).sum())
 
+    @property
+    def profiled(self) -> int:
+        """Tokens whose profile is asked for."""
+        return 0 if self.profile is None else int(self.profile.any(axis=1).sum())
+
     def on(self, device: torch.device) -> Inputs:
-        """Return tokens (T,), their layout, places (M,) and targets (M,) on a device."""
+        """Return tokens (T,), their layout, places (M,), targets (M,) and profiles (T, 20) or None on a device."""
         question = self.question
         tokens, places, targets = (_move(x, device) for x in (question.tokens, question.places, question.targets))
-        return tokens, Packed(self.lengths, device, longest=self.longest), places, targets
+        profile = None if self.profile is None else _move(self.profile, device)
+        return tokens, Packed(self.lengths, device, longest=self.longest), places, targets, profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +75,10 @@ class Shape:
             places=np.pad(question.places, (0, spare)),
             targets=np.pad(question.targets, (0, spare), constant_values=IGNORED),
         )
-        return Batch(lengths=lengths, question=filled, longest=self.longest)
+        profile = None if batch.profile is None else np.pad(batch.profile, ((0, left), (0, 0)))
+        return Batch(lengths=lengths, question=filled, longest=self.longest, profile=profile)
 
 
-def _move(values: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+def _move(values: npt.NDArray[np.int64] | npt.NDArray[np.float32], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(values)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

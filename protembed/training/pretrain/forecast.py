@@ -13,11 +13,12 @@ import torch
 from protembed.errors import TrainingError
 from protembed.models.config import EncoderConfig, MlmHeadConfig
 from protembed.models.protein_model import ProteinModel, skeleton
-from protembed.sequences.alphabet import Alphabet
+from protembed.sequences.alphabet import STANDARD_RESIDUES, Alphabet
 from protembed.training.corpus.corpus import open_corpus
 from protembed.training.corpus.packing import Packing
 from protembed.training.optimizer import build_optimizers
-from protembed.training.pretrain.config import PretrainConfig, make_card
+from protembed.training.parallel import Precision
+from protembed.training.pretrain.config import PretrainConfig
 
 PEAKS = {
     "H100 NVL": 835e12,
@@ -46,7 +47,12 @@ def peak_flops(device: str) -> float | None:
 
 
 def training_flops_per_token(
-    card_encoder: EncoderConfig, mlm_head: MlmHeadConfig | None, *, mask_rate: float, mean_squares_over_mean: float
+    card_encoder: EncoderConfig,
+    mlm_head: MlmHeadConfig | None,
+    *,
+    mask_rate: float,
+    mean_squares_over_mean: float,
+    profile: bool = False,
 ) -> float:
     """Count the floating-point operations that training needs for a token: the numerator of MFU.
 
@@ -54,8 +60,9 @@ def training_flops_per_token(
     6 L (4 D^2 + 2 D F), three matrices of D F with SwiGLU. Attention takes 12 L D times `mean_squares_over_mean`, the
     sum of the squared lengths over the sum of the lengths: packed proteins see themselves only. The head, dense layer
     and decoder, works on masked tokens: 6 (D^2 + vocab_size D) `mask_rate`, the share of all tokens that are asked
-    about. Looking up embeddings, norms, biases and activations count nothing; nor does what activation checkpointing or
-    flash attention computes twice (utilisation of the model, not of the hardware).
+    about; a profile head works on all: 6 times 20 D. Looking up embeddings, norms, biases and activations count
+    nothing; nor does what activation checkpointing or flash attention computes twice (utilisation of the model, not of
+    the hardware).
 
     PaLM (arXiv 2204.02311, appendix B) has the same 6 and 12, but N in 6 N is every parameter, and attention is over
     the full context for every token. nanoGPT does so, too, less its position table; both have the decoder work on
@@ -67,22 +74,25 @@ def training_flops_per_token(
     head = 0
     if mlm_head is not None:
         head = config.d_model**2 * mlm_head.transform + config.vocab_size * config.d_model
-    return config.n_layers * layer + 6 * head * mask_rate
+    return config.n_layers * layer + 6 * head * mask_rate + 6 * len(STANDARD_RESIDUES) * config.d_model * profile
 
 
 def state_bytes(model: ProteinModel, config: PretrainConfig, *, strategy: Strategy, ranks: int) -> int:
     """Estimate a rank's memory for weights, gradients and optimizer states, all float32.
 
-    AdamW keeps two states a weight, Muon one. ddp: 8 P and the states, and with bfloat16 another 2 P for autocast's
-    copies of the weights. fsdp: a share 1/R of 8 P and the states, and two blocks gathered in bfloat16 (the one that
-    computes and the one that comes) with the float32 gradient of one.
+    AdamW keeps two states per weight, Muon one. ddp: 8 P and the states, and with bfloat16 another 2 P for autocast's
+    copies of the weights. fsdp: a share 1/R of 8 P and the states, and two blocks gathered in the type that is computed
+    in (the one that computes and the one that comes) with the float32 gradient of one; with `accumulate` above 1,
+    gradients stay whole until the last batch of a step: another 4 P.
     """
     total = count_parameters(model)
     kept = 8 * total + optimizer_bytes(model, config)
     if strategy == "ddp":
         return kept + (2 * total if config.train.precision == "bfloat16" else 0)
     block = sum(parameter.numel() for parameter in model.encoder.blocks[0].parameters())
-    return kept // ranks + (2 * 2 + 4) * block
+    gathered = 2 if config.train.precision == "bfloat16" else 4
+    whole = 4 * total if config.train.accumulate > 1 else 0
+    return kept // ranks + (2 * gathered + 4) * block + whole
 
 
 def optimizer_bytes(model: ProteinModel, config: PretrainConfig) -> int:
@@ -113,17 +123,19 @@ def activation_bytes(config: PretrainConfig, *, activation_checkpointing: bool) 
     return config.train.batch_tokens * layer * model.n_layers
 
 
-def traffic_bytes(parameters: int, *, strategy: Strategy, ranks: int, accumulate: int = 1) -> float:
+def traffic_bytes(
+    parameters: int, *, strategy: Strategy, ranks: int, accumulate: int = 1, precision: Precision = "bfloat16"
+) -> float:
     """Return how many bytes a rank sends in a step, collectives done as rings.
 
-    ddp: one all-reduce of float32 gradients, 2 (R - 1) / R times 4 P. fsdp, by parallel.py's policy: bfloat16 weights
-    gathered before forward and before backward of every batch, (R - 1) / R times 2 P each, and float32 gradients
-    scattered once, (R - 1) / R times 4 P. At one batch a step they are equal.
+    ddp: one all-reduce of float32 gradients, 2 (R - 1) / R times 4 P. fsdp, by parallel.py's policy: weights gathered
+    in bfloat16 (or float32) before forward and before backward of every batch, (R - 1) / R times 2 P (4 P) each, and
+    float32 gradients scattered once, (R - 1) / R times 4 P. At one batch per step in bfloat16 they are equal.
     """
     share = (ranks - 1) / ranks
     if strategy == "ddp":
         return 2 * share * 4 * parameters
-    return share * (2 * 2 * accumulate + 4) * parameters
+    return share * (2 * (2 if precision == "bfloat16" else 4) * accumulate + 4) * parameters
 
 
 def count_parameters(model: ProteinModel) -> int:
@@ -180,12 +192,16 @@ def forecast(config: PretrainConfig, *, ranks: int, peak_flops: float | None) ->
     `peak_flops`: FLOP/s of one GPU for the expected days; without it those of `[train] peak_tflops`, else of H100 and
     A100.
     """
-    card, train = make_card(config.model), config.train
+    card, train = config.card, config.train
     model = skeleton(card)
     proteins = look_at_corpus(config, card.alphabet)
     tokens = train.batch_tokens * train.accumulate * ranks
     operations = training_flops_per_token(
-        card.encoder, card.mlm_head, mask_rate=config.mask.rate, mean_squares_over_mean=proteins.context
+        card.encoder,
+        card.mlm_head,
+        mask_rate=config.mask.rate,
+        mean_squares_over_mean=proteins.context,
+        profile=card.profile_head,
     )
     total = operations * tokens * train.steps
     epochs = f"{tokens * train.steps / proteins.epoch_tokens:,.3g}" if proteins.epoch_tokens else "not known yet"
@@ -219,7 +235,9 @@ def _needs(model: ProteinModel, config: PretrainConfig, ranks: int) -> list[list
         ["a checkpoint", f"{size(4 * parameters + optimizer_bytes(model, config))}; {train.keep_checkpoints} are kept"],
     ]
     for strategy in strategies if ranks > 1 else ():
-        sent = traffic_bytes(parameters, strategy=strategy, ranks=ranks, accumulate=train.accumulate)
+        sent = traffic_bytes(
+            parameters, strategy=strategy, ranks=ranks, accumulate=train.accumulate, precision=train.precision
+        )
         rows.append([f"sent by a process in a step, {strategy}", size(sent)])
     return rows
 

@@ -32,7 +32,8 @@ def can_grow(small: EncoderConfig, large: EncoderConfig) -> bool:
 def grow(small: ProteinModel, card: ModelCard, seed: int) -> ProteinModel:
     """Build the model of a card with the weights of a smaller one in it: the same function, within rounding.
 
-    New layers lie behind the old ones. `can_grow` must hold for the two shapes.
+    New layers lie behind the old ones. Heads that only the new model has are drawn, those that only the old one has are
+    left out. `can_grow` must hold for the two shapes.
     """
     model = ProteinModel(card)
     model.initialise(seed)

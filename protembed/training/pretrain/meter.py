@@ -26,13 +26,19 @@ class RunMeter:
         """Forget what was added up."""
         self._began = time.perf_counter()
         self._losses: list[float] = []
+        self._profiles: list[float] = []
         self._norms: list[float] = []
         self._warning = ""
         self._tokens = 0
         self._waited = 0.0
 
-    def see(self, loss: float, norm: float, tokens: int, waited: float) -> None:
+    def warn(self, warning: str) -> None:
+        """Put a warning into the next report."""
+        self._warning = warning or self._warning
+
+    def see(self, loss: float, norm: float, tokens: int, waited: float, profile: float | None = None) -> None:
         """Take a step in."""
+        self._profiles += [] if profile is None else [profile]
         self._losses.append(loss)
         self._norms.append(norm)
         self._warning = self._spikes.see(loss) or self._warning
@@ -50,6 +56,7 @@ class RunMeter:
             epoch=round(progress.cursor.epoch + progress.cursor.used / self._epoch_size, 4),
             seconds=round(progress.seconds, 3),
             loss=float(np.mean(self._losses)),
+            profile_loss=float(np.mean(self._profiles)) if self._profiles else None,
             learning_rate=rate,
             gradient_norm=float(np.mean(self._norms)),
             tokens_per_second=round(speed, 1),

@@ -1,13 +1,15 @@
-"""The masked-language-model objective: the loss as a module, and the stream of steps that feed it."""
+"""The objective: the losses of masked residues and of profiles as a module, and the stream of steps that feed it."""
 
 import itertools
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from protembed.models.packing import Packed
@@ -16,6 +18,7 @@ from protembed.training.corpus.packing import Cursor, MicroBatch, Packing
 from protembed.training.pretrain.batches import IGNORED, Batch, Shape
 from protembed.training.pretrain.config import MaskSection
 from protembed.training.pretrain.masking import mask_tokens
+from protembed.training.pretrain.profile import profile_targets
 
 AHEAD = 2  # steps made while others are computed
 Item = TypeVar("Item")
@@ -28,12 +31,20 @@ class MaskedResidues(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, layout: Packed, places: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross entropy (nats) of every place asked for; the head runs on those alone; (M,)."""
+    def forward(
+        self, tokens: Tensor, layout: Packed, places: Tensor, targets: Tensor, profile: Tensor | None = None
+    ) -> Tensor:
+        """Return the cross entropy (nats) of every place asked for; the head runs on those alone; (M,).
+
+        With `profile` (T, 20), the cross entropy of every token's profile comes behind them; (M + T,).
+        """
         hidden = self.model(tokens, layout)  # (T, D)
         logits = self.model.logits(hidden[places])  # (M, vocab_size)
         losses: Tensor = nn.functional.cross_entropy(logits.float(), targets, reduction="none", ignore_index=IGNORED)
-        return losses
+        if profile is None:
+            return losses
+        scores = self.model.profile_logits(hidden).float().log_softmax(dim=-1)  # (T, 20)
+        return torch.cat((losses, -(profile * scores).sum(dim=-1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +66,8 @@ class Steps:
     ranks: int
     accumulate: int
     shape: Shape | None = None
+    background: npt.NDArray[np.float32] | None = None
+    """Pseudocounts (20,) of profiles; None where no profiles are predicted."""
 
     def after(self, cursor: Cursor, done: int) -> Iterator[Step]:
         """Yield steps without end, from a place in the data on; `done` steps were made before."""
@@ -72,10 +85,12 @@ class Steps:
         proteins = self.packing.read(micro)
         rng = np.random.default_rng((self.packing.seed, step, place))
         question = mask_tokens(np.concatenate(proteins), self.packing.alphabet, self.mask, rng)
-        lengths = [len(protein) for protein in proteins]
-        if self.shape is None:
-            return Batch(lengths=lengths, question=question)
-        return self.shape.fill(Batch(lengths=lengths, question=question, longest=self.shape.longest))
+        batch = Batch(lengths=[len(protein) for protein in proteins], question=question)
+        if self.background is not None:
+            counts = np.concatenate(self.packing.read_counts(micro))
+            tokens = np.concatenate(proteins)
+            batch = replace(batch, profile=profile_targets(tokens, counts, self.packing.alphabet, self.background))
+        return batch if self.shape is None else self.shape.fill(replace(batch, longest=self.shape.longest))
 
 
 def ahead(items: Iterator[Item], depth: int = AHEAD) -> Generator[Item, None, None]:

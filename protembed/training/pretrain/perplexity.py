@@ -12,6 +12,7 @@ from torch import nn
 from protembed.models.protein_model import ProteinModel
 from protembed.sequences.alphabet import Alphabet
 from protembed.sequences.batching import pack
+from protembed.training.corpus.counts import Counts
 from protembed.training.pretrain.batches import Batch
 from protembed.training.pretrain.masking import MaskedTokens, hide_groups
 from protembed.training.pretrain.objective import MaskedResidues
@@ -22,12 +23,17 @@ EVALUATION_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class ProteinLoss:
-    """Summed cross entropy (nats) of the residues of one protein that were hidden and counted."""
+    """Summed cross entropy (nats) of the residues of one protein that were hidden and counted.
+
+    `profile_loss` is that of the profiles of its `profiled` residues, hidden or not, where profiles were asked for.
+    """
 
     index: int
     length: int
     loss: float
     count: int
+    profile_loss: float = 0.0
+    profiled: int = 0
 
 
 def perplexity(losses: Iterable[ProteinLoss]) -> float:
@@ -62,22 +68,37 @@ def score_proteins(
     device: torch.device,
     *,
     passes: int | None = None,
+    profiles: Sequence[Counts] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[ProteinLoss]:
-    """Do what `protein_losses` does with a MaskedResidues module, divided among processes or not."""
+    """Do what `protein_losses` does with a MaskedResidues module, divided among processes or not.
+
+    `profiles` (T, 20) of the proteins are scored beside it. `numbers` choose some of the proteins: what is hidden of a
+    protein depends on its number alone, so that however they are divided, the same residues are scored.
+    """
     questions: list[tuple[int, MaskedTokens]] = []
-    for index, tokens in enumerate(proteins):
-        groups = hide_groups(tokens, alphabet, np.random.default_rng((EVALUATION_SEED, index)))
+    for index in range(len(proteins)) if numbers is None else numbers:
+        groups = hide_groups(proteins[index], alphabet, np.random.default_rng((EVALUATION_SEED, index)))
         questions += [(index, group) for group in groups[:passes] if len(group.places)]
     for packed in pack(questions, size=lambda question: len(question[1].tokens), budget=EVALUATION_TOKENS):
-        groups = [group for _, group in packed]
+        asked = [profiles[index] for index, _ in packed] if profiles is not None else None
         with torch.no_grad():
-            losses = module(*_join(groups).on(device))
-        parts = torch.split(losses, [len(group.places) for group in groups])
-        for (index, group), part in zip(packed, parts, strict=True):
-            yield ProteinLoss(index=index, length=len(proteins[index]), loss=float(part.sum()), count=len(group.places))
+            losses = module(*_join([group for _, group in packed], asked).on(device))
+        counts = [len(group.places) for _, group in packed]
+        spread = [len(group.tokens) for _, group in packed] if asked is not None else []
+        sums = [float(part.sum()) for part in torch.split(losses, counts + spread)]
+        for place, (index, group) in enumerate(packed):
+            yield ProteinLoss(
+                index=index,
+                length=len(proteins[index]),
+                loss=sums[place],
+                count=len(group.places),
+                profile_loss=sums[len(packed) + place] if asked is not None else 0.0,
+                profiled=int(asked[place].any(axis=1).sum()) if asked is not None else 0,
+            )
 
 
-def _join(groups: Sequence[MaskedTokens]) -> Batch:
+def _join(groups: Sequence[MaskedTokens], profiles: Sequence[Counts] | None) -> Batch:
     """Put masked proteins end to end."""
     lengths = [len(group.tokens) for group in groups]
     starts = np.cumsum([0, *lengths[:-1]])
@@ -86,4 +107,4 @@ def _join(groups: Sequence[MaskedTokens]) -> Batch:
         places=np.concatenate([group.places + start for group, start in zip(groups, starts, strict=True)]),
         targets=np.concatenate([group.targets for group in groups]),
     )
-    return Batch(lengths=lengths, question=question)
+    return Batch(lengths=lengths, question=question, profile=np.concatenate(profiles) if profiles is not None else None)

@@ -3,30 +3,46 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from protembed.checkpoints import native as checkpoint
 from protembed.errors import OutOfMemoryError, TrainingError
 from protembed.models.protein_model import skeleton
-from protembed.training.checkpoints import Checkpoints, Progress, read_optimizers, read_progress, written
+from protembed.outputs.files import lock
+from protembed.training.checkpoints import (
+    Checkpoints,
+    Progress,
+    changed_settings,
+    read_optimizers,
+    read_progress,
+    written,
+)
 from protembed.training.corpus.packing import Packing
 from protembed.training.log import Report, RunLog
 from protembed.training.optimizer import build_optimizers, learning_rate
 from protembed.training.parallel import World, clip, full_weights, parallelise, without_sync
 from protembed.training.pretrain.batches import Batch, Shape
-from protembed.training.pretrain.config import PretrainConfig, make_card
+from protembed.training.pretrain.config import PretrainConfig
 from protembed.training.pretrain.forecast import training_flops_per_token
 from protembed.training.pretrain.meter import RunMeter
 from protembed.training.pretrain.objective import MaskedResidues, Step, Steps, ahead
 from protembed.training.pretrain.perplexity import exponential, score_proteins
-from protembed.training.pretrain.start import choose_valid, find_checkpoint, find_corpus, first_weights
+from protembed.training.pretrain.start import (
+    choose_valid,
+    find_checkpoint,
+    find_corpus,
+    first_weights,
+    pseudocounts,
+    require_schedule,
+)
 from protembed.training.signals import Interruption, Stopped
 
 
@@ -45,21 +61,26 @@ class Trainer:
         self.run_folder = Path(section.out)
         with written(self.run_folder):
             self.run_folder.mkdir(parents=True, exist_ok=True)
-        self.card = make_card(config.model)
+        self.card = config.card
         corpus = find_corpus(config.data, self.card.alphabet, world)
         self.store = corpus.train
-        self.valid = choose_valid(corpus.valid, self.card.alphabet, config)
+        background = pseudocounts(corpus, config.objective)
+        self.valid = choose_valid(corpus.valid, self.card.alphabet, config, background)
         self.state = {**config.to_dict(), "corpus": [len(self.store), self.store.residues]}
         newest = find_checkpoint(self.run_folder, world)
         self.progress = read_progress(newest, self.state) if newest else Progress()
+        self.changes: list[str] = []
+        if newest:
+            require_schedule(newest, section, self.progress.step)
+            self.changes = changed_settings(newest, self.state)
         self.module = MaskedResidues(skeleton(self.card))
         weights = first_weights(self.card, section, newest) if world.is_main else {}
-        self.trained = parallelise(self.module, config.parallel, world, weights)
+        self.trained = parallelise(self.module, config.parallel, world, weights, precision=section.precision)
         self.optimizers = build_optimizers(self.module.named_parameters(), section)
         if newest:
             read_optimizers(newest, self.module, self.optimizers, world)
         self.checkpoints = Checkpoints(self.run_folder, world, keep=section.keep_checkpoints)
-        self.steps = self._steps()
+        self.steps = self._steps(background)
 
     @property
     def result(self) -> Path:
@@ -72,6 +93,7 @@ class Trainer:
         return (
             f"{self.card.name}: {parameters:,} parameters, {len(self.store):,} proteins, "
             f"step {self.progress.step:,} of {self.config.train.steps:,} on {self.world.size} x {self.world.device}"
+            + (f"; from here on {', '.join(self.changes)}" if self.changes else "")
         )
 
     def run(self) -> Iterator[Report]:
@@ -79,7 +101,7 @@ class Trainer:
 
         Raises TrainingError when the loss is not a number, WorkerLostError when another process is gone, OutputError
         when the run's folder cannot be written, and Stopped, a KeyboardInterrupt, after saving, when the run is asked
-        to end (SIGTERM, SIGUSR1, SIGINT).
+        to end (SIGTERM, SIGHUP, SIGUSR1, SIGINT).
         """
         with Interruption() as interruption:
             yield from self._train(interruption)
@@ -92,17 +114,33 @@ class Trainer:
 
     def evaluate(self) -> float:
         """Return the masked perplexity on the first proteins of the validation set, one pass each."""
+        return self._evaluate()[0]
+
+    def _evaluate(self) -> tuple[float, float | None]:
+        """Return the masked perplexity, and the cross entropy of profiles where they are predicted."""
         self.module.eval()
-        # Shards of a model must be asked for the same things at the same time; whole models divide the proteins.
+        # FSDP ranks must run the same forwards; DDP ranks split the set.
         divided = self.config.parallel.strategy == "ddp"
-        mine = self.valid[self.world.rank :: self.world.size] if divided else self.valid
-        # Their shapes are as many as their batches, each of which would be compiled anew.
+        numbers = range(self.world.rank if divided else 0, len(self.valid.proteins), self.world.size if divided else 1)
+        # Eager, because every batch has a new shape and would recompile.
         eager = torch.compiler.set_stance("force_eager") if self.config.parallel.compile else nullcontext()
         with eager, self.world.watch():
-            scored = list(score_proteins(self.module, self.card.alphabet, mine, self.world.device, passes=1))
+            scores = score_proteins(
+                self.module,
+                self.card.alphabet,
+                self.valid.proteins,
+                self.world.device,
+                passes=1,
+                profiles=self.valid.profiles,
+                numbers=numbers,
+            )
+            scored = list(scores)
         self.module.train()
-        loss, count = self.world.sum(sum(item.loss for item in scored), sum(item.count for item in scored))
-        return exponential(loss / count)
+        names = ("loss", "count", "profile_loss", "profiled")
+        loss, count, profile_loss, profiled = self.world.sum(
+            *(sum(getattr(item, name) for item in scored) for name in names)
+        )
+        return exponential(loss / count), profile_loss / profiled if profiled else None
 
     def flops_per_token(self) -> float:
         """Return the operations that a token of this corpus takes; see `forecast.training_flops_per_token`."""
@@ -113,6 +151,7 @@ class Trainer:
             self.card.mlm_head,
             mask_rate=self.config.mask.rate,
             mean_squares_over_mean=float((lengths**2).sum() / lengths.sum()),
+            profile=self.card.profile_head,
         )
 
     def _train(self, interruption: Interruption) -> Iterator[Report]:
@@ -125,12 +164,13 @@ class Trainer:
             RunLog(self.run_folder, self.progress.step, tensorboard=section.tensorboard) if self.world.is_main else None
         )
         meter = RunMeter(self.config, self.world, self.flops_per_token(), self.steps.packing.epoch_size)
+        meter.warn(f"changed: {', '.join(self.changes)}" if self.changes else "")
         while self.progress.step < section.steps:
             began = time.perf_counter()
             step = next(stream)
             waited = time.perf_counter() - began
             rate = learning_rate(self.progress.step, section)
-            loss, norm, stop = self._update(step, rate, interruption.asked)
+            losses, norm, stop = self._update(step, rate, interruption.asked)
             done = self.progress.step + 1
             self.progress = Progress(
                 step=done,
@@ -138,12 +178,14 @@ class Trainer:
                 seconds=self.progress.seconds + time.perf_counter() - began,
                 cursor=step.cursor,
             )
-            meter.see(loss, norm, step.tokens, waited)
+            meter.see(losses[0], norm, step.tokens, waited, losses[1] if self.card.profile_head else None)
             last = done == section.steps
             evaluate = done % section.evaluate_every == 0 or last
             if evaluate or done % section.log_every == 0:
                 report = meter.report(self.progress, rate)
-                report = replace(report, valid_perplexity=self.evaluate()) if evaluate else report
+                if evaluate:
+                    perplexity, profile = self._evaluate()
+                    report = replace(report, valid_perplexity=perplexity, valid_profile=profile)
                 if log is not None:
                     log.write(report)
                 yield report
@@ -155,33 +197,48 @@ class Trainer:
                 self.checkpoints.finish()
                 raise Stopped
 
-    def _update(self, step: Step, rate: float, asked: bool) -> tuple[float, float, bool]:
-        """Update the weights once; return the mean loss over masked residues, the gradient norm, the wish to stop."""
-        total, stop = self.world.sum(sum(batch.count for batch in step.batches), asked)
+    def _update(self, step: Step, rate: float, asked: bool) -> tuple[tuple[float, float], float, bool]:
+        """Update the weights once; return the mean losses, the gradient norm, and whether to stop.
+
+        The losses are those of masked residues and of profiles, the latter 0 where none are predicted.
+        """
+        masked, profiled, stop = self.world.sum(
+            sum(batch.count for batch in step.batches), sum(batch.profiled for batch in step.batches), asked
+        )
         losses = []
         with self.world.watch(), _memory_reported(self.config.train.batch_tokens):
             for number, batch in enumerate(step.batches, start=1):
                 with without_sync(self.trained, number < len(step.batches)):
-                    loss = self._loss(batch) / max(total, 1)
+                    loss, parts = self._loss(batch, max(masked, 1), max(profiled, 1))
                     (loss * self.world.size).backward()  # type: ignore[no-untyped-call]  # gradients are averaged
-                losses.append(loss.detach())
-            norm = clip(self.module, self.config.train.clip)
-        (loss_sum,) = self.world.sum(float(sum(losses)))
-        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+                losses.append(parts)
+            norm_on_device = clip(self.module, self.config.train.clip)
+            # The one place of a step where the host waits for the device.
+            *sums, norm = torch.cat((torch.stack(losses).sum(dim=0), norm_on_device.view(1))).tolist()
+        means = self.world.sum(*sums)
+        if not (all(map(math.isfinite, means)) and math.isfinite(norm)):
             self._give_up(step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
-        return loss_sum, norm, stop > 0
+        return (means[0], means[1]), norm, stop > 0
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch, summed over its masked residues."""
-        device = self.world.device
+    def _loss(self, batch: Batch, masked: float, profiled: float) -> tuple[Tensor, Tensor]:
+        """Return what a batch adds to the loss of its step, and to the means of masked residues and of profiles (2,).
+
+        `masked` and `profiled` are how many residues the step has of each, on all processes.
+        """
+        device, weights = self.world.device, self.config.objective
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.precision == "bfloat16"):
             losses: Tensor = self.trained(*batch.on(device))
-        return losses.sum()
+        places = len(batch.question.places)
+        parts = torch.stack((losses[:places].sum() / masked, losses[places:].sum() / profiled))
+        loss = weights.masked * parts[0]
+        if batch.profile is not None:
+            loss = loss + weights.profile * parts[1]
+        return loss, parts.detach()
 
     def _give_up(self, step: Step) -> NoReturn:
         """Save what every process was computing, and raise TrainingError."""
@@ -196,7 +253,7 @@ class Trainer:
             hint="Lower [train] learning_rate; starting again goes on from the newest checkpoint.",
         )
 
-    def _steps(self) -> Steps:
+    def _steps(self, background: npt.NDArray[np.float32] | None) -> Steps:
         section, data = self.config.train, self.config.data
         alphabet = self.card.alphabet
         packing = Packing(
@@ -220,7 +277,19 @@ class Trainer:
             ranks=self.world.size,
             accumulate=section.accumulate,
             shape=shape if self.config.parallel.compile else None,
+            background=background,
         )
+
+
+@contextmanager
+def own(run: Path, world: World) -> Iterator[None]:
+    """Be the only run that works in a folder. Raises OutputError, before anything is touched, when another one does."""
+    with ExitStack() as held:
+        if world.is_main:
+            with written(run):
+                run.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(run, what="run"))
+        yield
 
 
 @contextmanager
