@@ -110,7 +110,7 @@ class HeadTrainer:
 
         Raises TrainingError when the loss, or what the head says, is not a number; OutputError when the run's folder
         cannot be written, or another run is working in it; and KeyboardInterrupt, after the best head so far was
-        written, when the run is asked to end (SIGTERM, SIGUSR1, SIGINT).
+        written, when the run is asked to end (SIGTERM, SIGHUP, SIGUSR1, SIGINT).
         """
         try:
             self.run_folder.parent.mkdir(parents=True, exist_ok=True)
