@@ -32,6 +32,8 @@ from protembed.sequences.windows import Array
 
 Attributes = dict[str, Any]
 
+_CACHE_BYTES = 2**20
+
 
 class Arrays(Protocol):
     """What was computed from one record: arrays by the kind of file they belong to."""
@@ -179,6 +181,7 @@ def _created(disk: _Disk) -> Iterator[h5py.File]:
     """Open a new HDF5 file on a disk; what the disk said comes before what HDF5 made of it."""
     try:
         with h5py.File(disk, "w", track_order=True) as file:
+            _bound_cache(file)
             yield file
     except Exception:
         disk.check()
@@ -241,6 +244,7 @@ def _compare(path: Path, sums: "array[int]") -> None:
     """Open a finished file and compare every dataset with the checksum of what was to be written."""
     found = 0
     with h5py.File(path, "r", locking=False) as file:
+        _bound_cache(file)
         for expected, key in zip(sums, file, strict=False):
             dataset = h5d.open(file.id, _encode(key))
             values = np.empty(dataset.shape, dataset.dtype)
@@ -251,6 +255,14 @@ def _compare(path: Path, sums: "array[int]") -> None:
             found += 1
         if found != len(sums) or len(file) != len(sums):
             raise OutputError(f"{path}: holds {len(file)} of {len(sums)} records", hint="Is the disk in order?")
+
+
+def _bound_cache(file: h5py.File) -> None:
+    """Keep HDF5 from holding what it knows of every dataset: in memory that is ten times what it counts."""
+    config = file.id.get_mdc_config()
+    config.set_initial_size = True
+    config.initial_size = config.min_size = config.max_size = _CACHE_BYTES
+    file.id.set_mdc_config(config)
 
 
 @dataclass(frozen=True, kw_only=True)
