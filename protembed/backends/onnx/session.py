@@ -214,7 +214,12 @@ def _errors() -> tuple[type[Exception], ...]:
         *("Fail", "RuntimeException", "EPFail", "NotImplemented", "InvalidGraph", "InvalidProtobuf", "NoSuchFile"),
         "InvalidArgument",  # also of a graph whose nodes read what is not there
     )
-    return (MemoryError, RuntimeError, UnicodeDecodeError, *(getattr(state, name) for name in names if hasattr(state, name)))
+    return (
+        MemoryError,
+        RuntimeError,
+        UnicodeDecodeError,
+        *(getattr(state, name) for name in names if hasattr(state, name)),
+    )
 
 
 def _is_short_of_memory(error: Exception) -> bool:
