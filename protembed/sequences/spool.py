@@ -1,5 +1,6 @@
 """Input that can be read once only (standard input, pipes): copied to a temporary file, under its own name."""
 
+import errno
 import io
 import os
 import re
@@ -76,7 +77,7 @@ def _status(word: str) -> os.stat_result | None:
 
 def _status_of_standard_input() -> os.stat_result:
     if sys.stdin is None:
-        raise InputError("standard input is closed", hint="Name a file, or pipe the records in.")
+        raise unreadable("standard input", OSError(errno.EBADF, ""))
     try:
         return os.fstat(sys.stdin.fileno())
     except (OSError, ValueError) as error:

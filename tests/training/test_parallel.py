@@ -29,6 +29,7 @@ from protembed.training.launch import Launch, end_with_launcher
 from protembed.training.parallel import World, fit_block, mixed_precision
 from protembed.training.pretrain.config import ModelSection, ParallelSection, load_config, make_card
 from protembed.training.pretrain.pretrain import Trainer
+from tests.cli.callers import not_ignored
 from tests.conftest import ROOT, SEQUENCES, write_fasta
 
 CORPUS = ROOT.parent / "shared" / "data" / "corpus" / "valid.fasta.xz"
@@ -86,7 +87,7 @@ def start(config: Path, run: str, processes: int, *settings: str) -> Runs:
     for rank in range(processes):
         mine = {**together, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"} if processes > 1 else {}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in mine.items()}}
-        runs.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
+        runs.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=not_ignored))
     return runs
 
 
@@ -160,7 +161,7 @@ def test_shards_equal_whole_models_and_resume_as_such(config: Path) -> None:
     assert protembed.load(config.parent / "sharded" / "model.safetensors").card.name == "tiny"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_run_that_is_told_to_end_saves_itself(config: Path, number: signal.Signals) -> None:
     runs = start(config, "told", 1)
     wait_for_step(config, "told", 12)
