@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from protembed import interrupts
-from protembed.cli.console import show, show_error, show_problem
+from protembed.cli.console import plain_lines, show, show_error, show_problem
 from protembed.errors import OutputError, ProtembedError
 
 _SURROUNDINGS = {
@@ -23,13 +23,16 @@ _SURROUNDINGS = {
 
 
 class _Data(io.TextIOWrapper):
-    """Standard output whose failures are errors of ours, wherever something is printed; a reader may leave."""
+    """Standard output whose failures are errors of ours, wherever something is printed; a reader may leave.
+
+    What a terminal shows is escaped; files and pipes get the data as it is.
+    """
 
     reader_left = False
 
     def write(self, text: str) -> int:
         with self._told():
-            return super().write(text)
+            return super().write(plain_lines(text) if self.line_buffering else text)
 
     def flush(self) -> None:
         with self._told():

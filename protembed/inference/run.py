@@ -5,7 +5,6 @@ A command says what it computes (`Work`: embed_run, contacts and predict_run hav
 
 import json
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -271,7 +270,7 @@ class Run(Generic[Item]):
     def _identity(self, files: Sequence[OutputFile]) -> RunIdentity:
         options, work = self._options, self._work
         naming = {"key": options.key, "duplicates": options.duplicates, "unknown": options.unknown}
-        attributes = [_portable(file.form.attributes) for file in files]
+        attributes = [file.form.attributes for file in files]
         return RunIdentity(
             job={"input": self.survey.digest, "options": work.content, "naming": naming, "attributes": attributes},
             shard=f"{options.shard.number}/{options.shard.count}",
@@ -307,9 +306,3 @@ class Run(Generic[Item]):
                 f"{count} proteins have more than {limit} residues, the longest {self._part.lengths.max()}",
                 hint="--long split (windows, averaged), truncate or skip.",
             )
-
-
-def _portable(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Leave out which of several GPUs computes: another one may resume."""
-    told = {"computed_with": re.sub(r"(cuda):\d+", r"\1", str(attributes.get("computed_with", "")))}
-    return {**attributes, **told}

@@ -3,7 +3,7 @@
 import signal
 from types import FrameType, TracebackType
 
-_ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
@@ -11,9 +11,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interruption:
-    """While entered, SIGTERM, SIGUSR1 (SLURM before preemption) and the first SIGINT only set `asked`.
+    """While entered, SIGTERM, SIGHUP, SIGUSR1 (SLURM before preemption) and the first SIGINT only set `asked`.
 
-    Launchers and schedulers may send SIGTERM twice; a person who types Ctrl-C twice means it.
+    A signal that the caller ignores stays ignored: under nohup, or in the background of a script. Launchers and
+    schedulers may send SIGTERM twice; a person who types Ctrl-C twice means it.
 
     >>> with Interruption() as interruption:
     ...     signal.raise_signal(signal.SIGUSR1)
@@ -25,7 +26,8 @@ class Interruption:
         self.asked = False
 
     def __enter__(self) -> "Interruption":
-        self._before = {number: signal.signal(number, self._ask) for number in _ASKING}
+        heard = [number for number in _ASKING if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
     def __exit__(
@@ -36,4 +38,5 @@ class Interruption:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+        if signal.SIGINT in self._before:
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])

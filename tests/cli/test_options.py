@@ -16,6 +16,7 @@ from tests.conftest import ROOT, write_fasta
 PACKAGE = ROOT / "protembed"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 OTHER_PROGRAMS = {
+    "mmseqs": {"--format-output"},
     "pip": {"--upgrade"},
     "sbatch": {"--array"},
     "srun": {"--gpus-per-task"},
@@ -43,6 +44,8 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             inner.add(id(node.value))  # a docstring
+        elif isinstance(node, ast.List):
+            inner |= {id(part) for part in node.elts}  # words of a command line, of which a message is made elsewhere
         elif isinstance(node, ast.JoinedStr):
             parts = [part for part in node.values if isinstance(part, ast.Constant)]
             inner |= {id(part) for part in parts}

@@ -101,7 +101,7 @@ class Trainer:
 
         Raises TrainingError when the loss is not a number, WorkerLostError when another process is gone, OutputError
         when the run's folder cannot be written, and Stopped, a KeyboardInterrupt, after saving, when the run is asked
-        to end (SIGTERM, SIGUSR1, SIGINT).
+        to end (SIGTERM, SIGHUP, SIGUSR1, SIGINT).
         """
         with Interruption() as interruption:
             yield from self._train(interruption)

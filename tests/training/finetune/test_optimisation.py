@@ -231,6 +231,22 @@ def test_rare_classes_weigh_more() -> None:
     assert class_weights(count("residue_values", np.zeros(3), [True] * 3), 1, "balanced", CPU) is None
 
 
+@pytest.mark.parametrize("how", ["none", "balanced"])
+def test_the_weights_of_classes_reach_the_loss(tmp_path: Path, model_file: Path, how: str) -> None:
+    trainer = make(tmp_path, model_file, f"train.class_weights={how}", "train.epochs=1")
+    given: list[Tensor | None] = []
+    loss = trainer.head.loss
+    trainer.head.loss = lambda *words: (given.append(words[3]), loss(*words))[1]  # type: ignore
+    list(trainer.run())
+    shares = np.bincount(trainer.train.targets[trainer.train.counts]) / trainer.train.counts.sum()
+    for weights in given:
+        if how == "none":
+            assert weights is None
+        else:
+            assert weights is not None
+            assert weights.tolist() == pytest.approx((0.5 / shares).tolist())
+
+
 def test_rare_flags_weigh_more() -> None:
     flags = np.array([[True, True]] + [[False, True]] * 3 + [[False, False]] * 4 + [[True, True]] * 9)
     some = count("residue_flags", flags, [True] * 8 + [False] * 9)
