@@ -218,8 +218,10 @@ class Run(Generic[Item]):
         residues = sum(len(record.sequence) for record in islice(records, writer.done))
         done = self._kept = writer.done
         yield Progress(records=done, residues=residues)
+        # Left to the backend, the budget may follow the memory that is free: what is resumed keeps that of its start.
+        budget = writer.budget if self._work.max_tokens is None else self._work.max_tokens
         try:
-            for batch in self._work.compute(records, writer.budget):
+            for batch in self._work.compute(records, budget):
                 for item in batch:
                     if isinstance(item, Failure):
                         writer.fail(item)
