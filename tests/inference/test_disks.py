@@ -54,7 +54,7 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_the_run_is_resumed(
     """Whatever is the first that has no room: lock, folder, journal, the finished file, its list of failures."""
     finish(prepare(fasta, tmp_path / "whole.h5", options=SKIP))
     run = prepare(fasta, small / "out.h5", options=SKIP)
-    with pytest.raises(OutputError, match="the disk is full|GB are free"):
+    with pytest.raises(OutputError, match=r"the disk is full|GB are free"):
         filler = None
         for number, _ in enumerate(run.run()):
             if number == (1 if leave else 0):
@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_for_a_moment_loses_nothing(tmp_path: Path, fasta: P
 
 def test_the_space_that_a_run_takes_is_asked_for_before_it(tmp_path: Path, small: Path) -> None:
     fasta = proteins(tmp_path, 200)
-    with pytest.raises(OutputError, match="the output takes about 0.00025 GB until it is complete"):
+    with pytest.raises(OutputError, match=r"the output takes about 0\.00025 GB until it is complete"):
         finish(prepare(fasta, small / "out.h5"))
     assert list(small.iterdir()) == []
     with pytest.raises(OutputError, match="small: the output takes about"):
