@@ -150,7 +150,7 @@ class Run(Generic[Item]):
     @property
     def kept(self) -> str:
         """What a run that was stopped has kept, for people."""
-        if not self._kept:
+        if self._stream or not self._kept:
             return ""
         return f"{self._kept:,} of {len(self._part.lengths):,} records are kept: resume the run to go on"
 
