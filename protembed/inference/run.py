@@ -150,7 +150,7 @@ class Run(Generic[Item]):
     @property
     def kept(self) -> str:
         """What a run that was stopped has kept, for people."""
-        if not self._kept:
+        if self._stream or not self._kept:
             return ""
         return f"{self._kept:,} of {len(self._part.lengths):,} records are kept: resume the run to go on"
 
@@ -218,8 +218,10 @@ class Run(Generic[Item]):
         residues = sum(len(record.sequence) for record in islice(records, writer.done))
         done = self._kept = writer.done
         yield Progress(records=done, residues=residues)
+        # Left to the backend, the budget may follow the memory that is free: what is resumed keeps that of its start.
+        budget = writer.budget if self._work.max_tokens is None else self._work.max_tokens
         try:
-            for batch in self._work.compute(records, writer.budget):
+            for batch in self._work.compute(records, budget):
                 for item in batch:
                     if isinstance(item, Failure):
                         writer.fail(item)

@@ -266,6 +266,24 @@ def test_a_work_folder_that_is_a_link_is_not_followed(tmp_path: Path, fasta: Pat
     assert (tmp_path / "precious" / "journal").read_text() == "precious"
 
 
+def test_an_output_in_the_work_folder_of_another_is_refused(tmp_path: Path, fasta: Path) -> None:
+    (tmp_path / "out.h5.partial").mkdir()
+    with pytest.raises(OutputError, match="lies in the work folder"):
+        finish(prepare(fasta, tmp_path / "out.h5", tmp_path / "out.h5.partial" / "r.h5", overwrite=True))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of other users can be made by root only")
+def test_a_planted_journal_is_not_resumed(tmp_path: Path, fasta: Path) -> None:
+    """Where everyone may write, as in /tmp; a shared folder of a project is resumed by whoever may write there."""
+    stop_after(prepare(fasta, tmp_path / "out.h5"), 3)
+    os.chown(tmp_path / "out.h5.partial" / "journal", 12345, 12345)
+    tmp_path.chmod(0o1777)
+    with pytest.raises(OutputError, match="belongs to another user"):
+        finish(prepare(fasta, tmp_path / "out.h5", resume=True))
+    tmp_path.chmod(0o775)
+    finish(prepare(fasta, tmp_path / "out.h5", resume=True))
+
+
 def test_files_of_an_older_version_in_a_work_folder_are_cleared(tmp_path: Path, fasta: Path) -> None:
     folder = tmp_path / "out.h5.partial"
     folder.mkdir()

@@ -223,6 +223,13 @@ def test_a_device_is_written_to_and_stays_one(tmp_path: Path, fasta: Path) -> No
         finish(start(fasta, "/dev/full"))
 
 
+@pytest.mark.filterwarnings("ignore:.*has no result")
+def test_a_stream_that_is_stopped_has_kept_nothing(fasta: Path) -> None:
+    run = start(fasta, "/dev/null")
+    stop_after(run, 3)
+    assert run.kept == ""
+
+
 def test_a_folder_is_no_output(tmp_path: Path, fasta: Path) -> None:
     for name in (tmp_path, tmp_path / "x.tsv"):
         (tmp_path / "x.tsv").mkdir(exist_ok=True)
