@@ -36,8 +36,9 @@ ROOMS = {
     ],
     "outputs": [
         ["content", "files", "printing", "guarded_bytes"],
-        ["journal", "target", "safe_dataset"],
-        ["writer", "plots", "safe_hdf5", "origin"],
+        ["journal", "target", "unpacking"],
+        ["writer", "plots", "safe_dataset"],
+        ["safe_hdf5", "origin"],
         ["file_writer", "stream", "hdf5", "text", "check_values", "shards"],
         ["store", "check", "merge_text"],
         ["merge"],

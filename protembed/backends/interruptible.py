@@ -1,8 +1,7 @@
 """Computing in native code that signals can end."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from protembed import interrupts
@@ -12,31 +11,36 @@ Result = TypeVar("Result")
 _WAIT = 0.1  # seconds
 
 
-def run_interruptibly(compute: Callable[[], Result], stop: Callable[[], None]) -> Result:
-    """Compute in another thread and listen for signals in this one; `stop` asks the computation to end early.
+class Worker:
+    """Computes in a second thread while the first one listens for signals.
 
     Python runs the handlers of signals in its main thread alone, between two of its own instructions: a call into a
-    runtime would hold them back until it returns.
+    runtime would hold them back until it returns. The thread stays, so that what a runtime keeps for each thread is
+    there before memory is short: the C library ends the process where it cannot have it.
 
-    >>> run_interruptibly(lambda: 6 * 7, lambda: None)
+    >>> Worker().run(lambda: 6 * 7, stop=lambda: None)
     42
     """
-    done: Future[Result] = Future()
 
-    def work() -> None:
+    def __init__(self) -> None:
+        self._pool = _make_pool()
+
+    def run(self, compute: Callable[[], Result], *, stop: Callable[[], None]) -> Result:
+        """Return what `compute` returns; `stop` asks it to end early, when a signal or an exception came here."""
         try:
-            done.set_result(compute())
-        except BaseException as error:  # it is raised again in the thread that waits
-            done.set_exception(error)
+            done = self._pool.submit(compute)
+        except RuntimeError:  # no memory for a thread, or too many of them: without one, then
+            self._pool = _make_pool()  # the old one would compute it, too, as soon as it has a thread
+            return compute()
+        try:
+            while not wait((done,), timeout=_WAIT).done:
+                interrupts.check()
+        except BaseException:
+            stop()
+            wait((done,))
+            raise
+        return done.result()
 
-    thread = Thread(target=work, name="computation")
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(_WAIT)
-            interrupts.check()
-    except BaseException:
-        stop()
-        thread.join()
-        raise
-    return done.result()
+
+def _make_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="computation")

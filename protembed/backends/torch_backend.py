@@ -34,7 +34,10 @@ CPU_TOKENS = 1024
 CUDA_TOKENS = 65_536
 """On a GPU larger batches are no faster."""
 
-_SHORT_OF_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "out of memory", "not enough memory", "ALLOC_FAILED")
+_SHORT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "bad_alloc", "out of memory", "not enough memory", "ALLOC_FAILED"),
+    "could not create a primitive",  # oneDNN
+)
 """What torch and its libraries say, beside raising torch.OutOfMemoryError: most of them have no exception class."""
 
 

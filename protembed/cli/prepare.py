@@ -9,6 +9,12 @@ from protembed.cli.app import app
 from protembed.cli.console import Console, print_table
 from protembed.cli.options import Overwrite, Quiet
 
+_HOMOLOGS = (
+    "Homologs of the proteins, to train on profiles: hits of MMseqs2 (columns query, target, fident, qstart, qend, "
+    "tstart, tend, evalue, cigar), or a3m, a file or a folder of them; may be repeated."
+)
+Homologs = Annotated[list[str] | None, typer.Option(help=_HOMOLOGS)]
+
 
 @app.command()
 def prepare(
@@ -23,13 +29,7 @@ def prepare(
     min_residues: Annotated[int, typer.Option(help="Drop shorter proteins.", min=1)] = 1,
     workers: Annotated[int, typer.Option(help="Files read at once.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of the choice of validation clusters.", min=0)] = 0,
-    homologs: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Homologs of the proteins, for [objective] profile: MMseqs2's hits (columns query, target, fident, "
-            "qstart, qend, tstart, tend, evalue, cigar), or a3m, a file or a folder of them; may be repeated."
-        ),
-    ] = None,
+    homologs: Homologs = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

@@ -16,6 +16,7 @@ from protembed.errors import ProtembedError, UsageError
 
 if TYPE_CHECKING:
     from protembed.training.parallel import World
+    from protembed.training.pretrain.config import PretrainConfig
     from protembed.training.pretrain.pretrain import Trainer
 
 
@@ -31,9 +32,9 @@ def pretrain(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model with the masked-language-model objective, alone or under torchrun or srun.
+    """Train a model to predict masked residues and, if asked, profiles of homologs; alone, under torchrun or srun.
 
-    A second start goes on where the first one stopped, with any number of processes.
+    A second start resumes where the first one stopped, with any number of processes.
     """
     from protembed.training.launch import end_with_launcher, find_launch
     from protembed.training.pretrain.config import load_config
@@ -41,10 +42,7 @@ def pretrain(
     launch = find_launch(os.environ)
     told = load_config(config, settings or [])
     if dry_run:
-        from protembed.training.pretrain.forecast import forecast
-
-        rows = forecast(told, ranks=processes or launch.size, peak_flops=told.train.peak_tflops * 1e12 or None)
-        print_table("dry run", ["what", "value"], rows)
+        _forecast(told, processes or launch.size)
         return
     if processes:
         raise UsageError("--processes belongs to --dry-run", hint=f"torchrun --nproc-per-node {processes} ...")
@@ -61,6 +59,14 @@ def pretrain(
             if world.size == 1:
                 raise
             _leave(world, error)
+
+
+def _forecast(config: "PretrainConfig", ranks: int) -> None:
+    """Print what a run will take."""
+    from protembed.training.pretrain.forecast import forecast
+
+    rows = forecast(config, ranks=ranks, peak_flops=config.train.peak_tflops * 1e12 or None)
+    print_table("dry run", ["what", "value"], rows)
 
 
 def _leave(world: "World", error: BaseException) -> NoReturn:

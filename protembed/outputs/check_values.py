@@ -68,7 +68,7 @@ class ValueChecker:
         self._check_form(dataset, what, length)
         crc, problem, empty = 0, "", True
         for values in dataset.blocks() if read is None else [read]:
-            crc = zlib.crc32(values.tobytes(), crc)
+            crc = zlib.crc32(values.data, crc)
             problem = problem or self._problem(values)
             empty = empty and not values.any()
         stored = dataset.attribute("crc32")

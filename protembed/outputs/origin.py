@@ -33,6 +33,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "duplicates": get_args(DuplicatePolicy),
     "unknown": ("x", "error"),
 }
+_MOST: Final = 2**48
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SHARD_NAME = re.compile(r"\.shard-(\d{1,9})-of-(\d{1,9})$")
 _SHARD = re.compile(r"(\d{1,9})/(\d{1,9})")
@@ -67,7 +68,7 @@ class Origin:
         value = self.attributes.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST:
             raise self.error(f"{name} is {value!r}, not a count")
         return value
 

@@ -1,20 +1,22 @@
 """One dataset or attribute of an HDF5 file that may come from anyone: plain numbers or text, or an error about it.
 
-What a dataset is made of is looked at before its values are: nothing in other files is opened, no filter is run, and no
-more memory is taken than the file has bytes.
+What a dataset is made of is looked at before its values are: nothing in other files is opened, no filter that others
+wrote is run, and memory is bounded by what the file takes on the disk.
 """
 
 import contextlib
 import math
+import zlib
 from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from h5py import h5a, h5d, h5g, h5p, h5s, h5t
+from h5py import h5a, h5d, h5g, h5p, h5s, h5t, h5z
 
 from protembed.errors import InputError
 from protembed.outputs.printing import printable
+from protembed.outputs.unpacking import filters_of, read_packed, require_credible_size
 
 Values = npt.NDArray[np.floating[Any]]
 Scalar = str | int | float | bool
@@ -22,7 +24,7 @@ Scalar = str | int | float | bool
 BLOCK_BYTES: Final = 4 * 2**20
 
 FOREIGN_ERRORS: Final = (
-    *(OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError, SystemError),
+    *(OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, AttributeError, SystemError, zlib.error),
 )
 """What h5py raises, by experience with damaged files, beside MemoryError."""
 
@@ -53,13 +55,20 @@ class SafeDataset:
         with reading(place):
             creation = dataset.get_create_plist()
             self._check_storage(creation)
+            self._filters = filters_of(creation, place) if creation.get_nfilters() else ()
             self.dtype: np.dtype[Any] = self._float_type()
             self.shape = self._extent()
-            self._check_size(creation, file_bytes)
+            self._file_bytes = file_bytes
+            self._check_size(creation)
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def stored(self) -> int:
+        """How many bytes of the file it takes."""
+        return self._dataset.get_storage_size() if self._packed else self.nbytes
 
     def attribute(self, name: str) -> Scalar | None:
         """Return one attribute; None where it is not there. Raises InputError for one that is no text or number."""
@@ -68,13 +77,15 @@ class SafeDataset:
     def read(self) -> Values:
         """Return all values; memory is that of the dataset, which the file holds in full."""
         with reading(self.place):
+            if self._packed:
+                return read_packed(self._dataset, self.shape, self.dtype, self._filters, self._file_bytes)
             values: Values = np.empty(self.shape, self.dtype)
             self._dataset.read(h5s.ALL, h5s.ALL, values)
             return values
 
     def blocks(self, size: int = BLOCK_BYTES) -> Iterator[Values]:
-        """Yield the values in their order in pieces of at most `size` bytes (at least one value)."""
-        if self.nbytes <= size:
+        """Yield the values in their order in pieces of at most `size` bytes, packed ones at once."""
+        if self.nbytes <= size or self._packed:
             yield self.read()
             return
         for place in _places(self.shape, max(1, size // self.dtype.itemsize)):
@@ -95,12 +106,6 @@ class SafeDataset:
             raise InputError(f"{self.place} has a layout that is not known ({layout})")
         if creation.get_external_count():
             raise InputError(f"{self.place} has its values in another file, which is not opened")
-        if creation.get_nfilters():
-            number, _, _, name = creation.get_filter(0)
-            raise InputError(
-                f"{self.place} is packed with the filter {printable(decode(name)) or number}, which is not run",
-                hint="protembed packs nothing. If you trust the file: h5repack -f NONE FILE NEW",
-            )
 
     def _float_type(self) -> np.dtype[Any]:
         stored = self._dataset.get_type()
@@ -117,16 +122,23 @@ class SafeDataset:
             raise InputError(f"{self.place} is neither a vector nor a matrix, its shape is {shape}")
         return shape
 
-    def _check_size(self, creation: h5p.PropDCID, file_bytes: int) -> None:
-        if self.nbytes > file_bytes:
+    @property
+    def _packed(self) -> bool:
+        return h5z.FILTER_DEFLATE in self._filters
+
+    def _check_size(self, creation: h5p.PropDCID) -> None:
+        if self.nbytes > self._file_bytes and not self._packed:
             raise InputError(
-                f"{self.place} claims {self.nbytes:,} bytes in a file that takes {file_bytes:,}",
+                f"{self.place} claims {self.nbytes:,} bytes in a file that takes {self._file_bytes:,}",
                 hint="Most of it was never written.",
             )
         if creation.get_layout() == h5d.CHUNKED:
             chunk = creation.get_chunk()
+            if self._packed:
+                require_credible_size(self._dataset, chunk, self.nbytes, self.dtype.itemsize, self.place)
             needed = math.prod(-(-length // part) for length, part in zip(self.shape, chunk, strict=True))
-            written = self._dataset.get_num_chunks() == needed and math.prod(chunk) * self.dtype.itemsize <= file_bytes
+            fits = self._packed or math.prod(chunk) * self.dtype.itemsize <= self._file_bytes
+            written = fits and self._dataset.get_num_chunks() == needed
         else:
             written = self._dataset.get_storage_size() == self.nbytes
         if not written:

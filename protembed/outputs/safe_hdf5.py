@@ -133,7 +133,7 @@ class SafeFile:
         total = 0
         for name in self:
             dataset = self.open(name)
-            total += dataset.nbytes
+            total += dataset.stored
             if total > self._bytes:
                 raise InputError(f"{self._place}: the datasets claim more bytes than the file takes")
             yield dataset

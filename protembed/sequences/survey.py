@@ -173,7 +173,7 @@ def survey(
 
 
 def assign_keys(
-    records: Iterable[Record], found: Survey, *, kind: KeyKind, policy: DuplicatePolicy, hint: str = _DUPLICATES
+    records: Iterable[Record], found: Survey, *, kind: KeyKind, policy: DuplicatePolicy
 ) -> Iterator[tuple[str | None, Record]]:
     """Give every record its key, in order; None marks a later record of the same key under the policy `first`.
 
@@ -199,16 +199,8 @@ def assign_keys(
         else:
             raise InputError(
                 f"{record} has the {_noun(kind)} of {seen[key]}",
-                hint=hint,
+                hint=_DUPLICATES,
             )
-
-
-def assign_distinct_keys(records: Iterable[Record], found: Survey, *, kind: KeyKind) -> Iterator[tuple[str, Record]]:
-    """Give every record its key, in order. Raises InputError at a key that comes twice: no option keeps both."""
-    hint = "Give one of them another id, or remove it."
-    for key, record in assign_keys(records, found, kind=kind, policy="error", hint=hint):
-        assert key is not None
-        yield key, record
 
 
 def _noun(kind: KeyKind) -> str:

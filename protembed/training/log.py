@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from protembed.errors import DependencyError
+from protembed.outputs.files import atomic
 from protembed.training.checkpoints import written
 
 SPIKE_DEVIATIONS = 6.0
@@ -71,10 +71,8 @@ class RunLog:
         if not self._path.exists():
             return
         kept = [line for line in self._path.read_text().splitlines(keepends=True) if _step_of(line) <= start]
-        temporary = self._path.with_suffix(".tmp")
-        with written(self._path):
-            temporary.write_text("".join(kept))
-            os.replace(temporary, self._path)
+        with atomic(self._path) as new, written(self._path):
+            new.write_text("".join(kept))
 
     def write(self, report: Report) -> None:
         with written(self._path), self._path.open("a") as file:

@@ -54,12 +54,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "stem_1": {"stem": 1, "position": "learned", "max_length": 200},
     "head_dim_6": {"d_model": 24, "n_heads": 4},
     "one_layer": {"n_layers": 1},
+    "frequencies": {"frequencies": 1},
+    "frequencies_each": {"frequencies": 3},
 }
 HEADS: dict[str, dict[str, Any]] = {
     "tied": {"mlm_head": MlmHeadConfig()},
     "untied": {"mlm_head": MlmHeadConfig(tied=False, norm_eps=1e-12), "pooler": "dense"},
     "decoder": {"mlm_head": MlmHeadConfig(transform=False), "pooler": "first"},
     "none": {},
+    "profile": {"mlm_head": MlmHeadConfig(), "profile_head": True},
 }
 
 
@@ -73,6 +76,8 @@ def make_model(heads: str = "tied", **config: Any) -> ProteinModel:
             noise = torch.randn(parameter.shape, generator=generator)
             gain = float("norm" in name and name.endswith("weight"))
             parameter.copy_(0.2 * noise + gain if parameter.ndim < 2 else noise * parameter.shape[1] ** -0.5)
+        if model.encoder.frequencies is not None:
+            model.encoder.frequencies *= 1 + 0.2 * torch.rand(model.encoder.frequencies.shape, generator=generator)
     return model.requires_grad_(False).eval()
 
 
@@ -90,6 +95,7 @@ def all_outputs(card: ModelCard) -> list[tuple[str, int]]:
     layers = range(card.encoder.n_layers + 1)
     wanted = [(kind, layer) for kind in ("residues", "mean", "max", "cls") for layer in layers]
     wanted += [("logits", 0)] * (card.mlm_head is not None) + [("pooled", 0)] * (card.pooler is not None)
+    wanted += [("profile", 0)] * card.profile_head
     return wanted
 
 

@@ -242,7 +242,7 @@ def test_without_onnxruntime(onnx_file: Path, model_file: Path, cache: Path, mon
         ({"device": "cpu:1"}, "unknown device"),
         ({"dtype": "bfloat16"}, "computes in float32, not in bfloat16"),
         ({"n_heads": 4}, "says everything itself"),
-        ({"threads": 0}, "at least 1"),
+        ({"threads": 0}, "threads is 0"),
         ({"backend": "torch"}, "cannot be loaded into torch"),
         ({"backend": "jax"}, "unknown backend"),
     ],

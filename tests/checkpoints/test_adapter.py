@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from protembed.checkpoints import hub
 from protembed.checkpoints.foreign import load_foreign
 from protembed.checkpoints.foreign.heads import load_foreign_head
 from protembed.errors import ModelError
@@ -106,6 +107,20 @@ def test_an_adapter_apart_finds_its_base(tmp_path: Path, place: str) -> None:
     expected = by_hand(tmp_path, {QUERY: 4.0, DOWN: 4.0}, tensors)
     assert load(tmp_path / "adapter").card.sha256 == expected.card.sha256
     assert load(tmp_path / "adapter").card.name == "adapter"
+
+
+def test_an_adapter_apart_finds_its_base_in_the_cache_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    home = hub.repo_folder("someone/base")
+    shutil.copytree(BASE, home / "snapshots" / "abc")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    tensors = matrices()
+    write(tmp_path / "adapter", tensors, base_model_name_or_path="someone/base")
+    expected = by_hand(tmp_path, {QUERY: 4.0, DOWN: 4.0}, tensors)
+    assert load(tmp_path / "adapter").card.sha256 == expected.card.sha256
 
 
 def test_an_adapter_of_an_embedding_and_a_trained_classifier_are_merged(folder: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from protembed.checkpoints.foreign import load_foreign
 from protembed.checkpoints.foreign.alphabets import AMPLIFY, ESM, ESMC, MEGATRON, PROTBERT, TAPE, fit, require_residues
 from protembed.checkpoints.foreign.vocabulary import read_vocabulary
-from protembed.errors import ModelError
+from protembed.errors import ModelError, UsageError
 from protembed.models.protein_model import ProteinModel
 from tests.conftest import GOLDEN
 
@@ -136,6 +136,24 @@ def test_a_vocabulary_of_another_model_beside_the_weights(tmp_path: Path) -> Non
     (folder / "vocab.txt").unlink()
     (folder / "vocab.txt").write_text("\n".join([*ESM.tokens, "*"]))
     with pytest.raises(ModelError, match="has 34 tokens and the embedding 33 rows"):
+        load(folder)
+
+
+@pytest.mark.parametrize("n_heads", [0, -4])
+def test_a_number_of_heads_that_is_none(tmp_path: Path, n_heads: int) -> None:
+    state = torch.load(GOLDEN / "tape_remote_homology" / "pytorch_model.bin", weights_only=True)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UsageError, match="attention heads are no number of heads"):
+        load(tmp_path / "model.pt", n_heads=n_heads)
+
+
+def test_a_vocabulary_beside_a_form_that_has_none_must_say_the_same(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "proteinlm_megatron", tmp_path / "proteinlm"))
+    (folder / "vocab.txt").write_text("\n".join(MEGATRON.tokens))
+    expected = load(folder).card.sha256
+    assert load(GOLDEN / "proteinlm_megatron").card.sha256 == expected
+    (folder / "vocab.txt").write_text("\n".join(TAPE.tokens))
+    with pytest.raises(ModelError, match="vocabulary file beside it is not that of this kind of model"):
         load(folder)
 
 

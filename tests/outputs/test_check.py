@@ -236,6 +236,7 @@ def say_of_p2(name: str, value: Any) -> Change:
         (say("shard", "5/3"), "shard '5/3' does not exist"),
         (say("shard", "1/" + "9" * 5000), "does not exist"),
         (say("records", -1), "records is -1, not a count"),
+        (say("first_record", np.uint64(2**64 - 1)), "first_record is 18446744073709551615, not a count"),
         (say("records", "six"), "records is 'six', not a count"),
         (say("options", "[" * 100_000), "options are not a JSON object"),
         (say("format_version", 3), "has format 3, this version knows 2"),
@@ -339,6 +340,22 @@ def test_older_files_take_their_key_and_policy_from_the_options(tmp_path: Path) 
     with pytest.raises(InputError, match="same id"):
         check_output(out, [str(fasta)])
     assert check_output(out, [str(fasta)], Told(duplicates="first")).left_out == 1
+
+
+def pack(file: h5py.File) -> None:
+    """Pack every record with gzip, as h5repack does."""
+    for key in list(file):
+        values, attributes = file[key][()], dict(file[key].attrs)
+        del file[key]
+        file.create_dataset(key, data=values, compression="gzip", shuffle=True).attrs.update(attributes)
+
+
+def test_a_file_that_was_packed_later_is_still_what_was_written(output: Path, proteins: Path) -> None:
+    changed(output, pack, sealed=False)
+    assert check_output(output, [str(proteins)]).records == 6
+    changed(output, lambda file: file["P2"].__setitem__(0, 0.5), sealed=False)
+    with pytest.raises(OutputError, match="'P2' is not what was written"):
+        check_output(output, [str(proteins)])
 
 
 def test_a_sample_is_spread_over_the_file(output: Path, proteins: Path) -> None:

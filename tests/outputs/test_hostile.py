@@ -5,6 +5,7 @@ import random
 import resource
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,26 @@ def small_and_never_written(file: h5py.File) -> None:
 
 def bomb(file: h5py.File) -> None:
     file.create_dataset("bad", (20_000_000,), "f4", chunks=(20_000_000,), compression="gzip")[:] = 1
+
+
+def bomb_in_a_stream(file: h5py.File) -> None:
+    """One chunk that says it holds 32 bytes, and whose stream has a hundred million."""
+    dataset = file.create_dataset("bad", (8,), "f4", chunks=(8,), compression="gzip")
+    packer = zlib.compressobj()
+    pieces = [packer.compress(bytes(10**6)) for _ in range(100)]
+    dataset.id.write_direct_chunk((0,), b"".join([*pieces, packer.flush()]))
+
+
+def checksum_filter(file: h5py.File) -> None:
+    file.create_dataset("bad", (8,), "f4", chunks=(8,), compression="gzip", fletcher32=True)[:] = 1
+
+
+def lzf(file: h5py.File) -> None:
+    file.create_dataset("bad", (8,), "f4", chunks=(8,), compression="lzf")[:] = 1
+
+
+def scale_offset(file: h5py.File) -> None:
+    file.create_dataset("bad", (8,), "f4", chunks=(8,), scaleoffset=4)[:] = 1
 
 
 def user_filter(file: h5py.File) -> None:
@@ -161,7 +182,10 @@ HOSTILE: dict[Change, str] = {
     never_written_in_one_piece: "bad claims 4,000,000,000,000 bytes",
     partly_written: "bad was not written in full",
     small_and_never_written: "bad was not written in full",
-    bomb: "bad is packed with the filter deflate",
+    bomb: "bad claims to hold 80,000,000 bytes, packed into",
+    checksum_filter: "bad is packed with the filter fletcher32",
+    lzf: "bad is packed with the filter lzf",
+    scale_offset: "bad is packed with the filter scaleoffset",
     user_filter: "bad is packed with the filter 40000",
     group: "bad is a group",
     cycle: "bad is a group",
@@ -235,6 +259,11 @@ def test_what_is_no_plain_dataset_is_refused_by_name(
     else:
         out = changed(write_output(tmp_path / "out.h5", proteins), make, sealed=False)
     refused(out, proteins, reader, message)
+
+
+def test_a_packed_stream_is_unpacked_no_further_than_its_values_go(tmp_path: Path, proteins: Path) -> None:
+    out = changed(write_output(tmp_path / "out.h5", proteins), bomb_in_a_stream, sealed=False)
+    refused(out, proteins, opened, "bad: cannot be read as HDF5 .a chunk unpacks to 33 bytes, not 32")
 
 
 def huge_attribute(file: h5py.File) -> None:

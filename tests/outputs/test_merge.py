@@ -17,7 +17,9 @@ from protembed.errors import OutputError, ProtembedError
 from protembed.outputs.check import check_output
 from protembed.outputs.content import digest_attributes
 from protembed.outputs.files import lock
+from protembed.outputs.hdf5 import _created, _Disk
 from protembed.outputs.merge import Merged, merge_shards
+from protembed.outputs.safe_hdf5 import SafeFile
 from protembed.sequences.records import read_fasta
 from protembed.sequences.shard import Shard
 from tests.outputs.made import (
@@ -371,18 +373,14 @@ def test_text_and_hdf5_do_not_merge(tmp_path: Path, proteins: Path) -> None:
             merge_shards(out, shards)
 
 
-def test_memory_does_not_grow_with_the_records(tmp_path: Path) -> None:
-    """Three times the records take no more memory, but for some bytes each."""
-    peaks = []
-    for count in (3_000, 9_000):
-        fasta = tmp_path / f"{count}.fasta"
-        fasta.write_text("".join(f">P{number}\nMKT\n" for number in range(count)))
-        shards = write_shards(tmp_path, fasta, values=lambda record: np.ones(64, "f4"))
-        code = (
-            "import sys; from pathlib import Path; from protembed.outputs.merge import merge_shards\n"
-            "merge_shards(Path(sys.argv[1]), [Path(p) for p in sys.argv[2:]])\n"
-            "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-        )
-        words = [sys.executable, "-c", code, str(tmp_path / f"{count}.h5"), *map(str, shards)]
-        peaks.append(int(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
-    assert peaks[1] - peaks[0] < 8_000, peaks  # kB
+def test_what_hdf5_remembers_of_shards_and_of_the_whole_is_bounded(tmp_path: Path) -> None:
+    """By default its cache of metadata takes a hundred megabytes after some ten thousand records."""
+    fasta = tmp_path / "many.fasta"
+    fasta.write_text("".join(f">P{number}\nMKT\n" for number in range(1_500)))
+    (out := tmp_path / "new.h5").touch()
+    with SafeFile(write_output(tmp_path / "many.h5", fasta)) as file, _Disk(out) as disk, _created(disk) as new:
+        for number, dataset in enumerate(file.datasets()):
+            new[dataset.name] = np.full(8, number)
+        for cache in (file._file, new.id):
+            most, _, now, _ = cache.get_mdc_size()
+            assert max(most, now) <= 2**20

@@ -113,6 +113,21 @@ def test_older_files_and_those_of_other_tools_are_read(tmp_path: Path, proteins:
         assert {name: values.shape for name, values in store.items()} == {"a": (4,), "b": (3, 4)}
 
 
+@pytest.mark.parametrize("how", [{}, {"shuffle": True}, {"chunks": (3, 3)}, {"maxshape": (None, 9), "chunks": (8, 9)}])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_values_that_another_program_has_packed_are_read(tmp_path: Path, how: dict[str, object], dtype: str) -> None:
+    values = np.random.default_rng(0).normal(size=(10, 7)).astype(dtype)
+    with h5py.File(tmp_path / "packed.h5", "w") as file:
+        file.create_dataset("gzip", data=values, compression="gzip", **how)
+        file.create_dataset("vector", data=values[:, 0], compression="gzip")
+        file.create_dataset("shuffled", data=values, shuffle=True)
+        file.create_dataset("summed", data=values, fletcher32=True)
+    with protembed.open(tmp_path / "packed.h5") as store:
+        assert np.array_equal(store["vector"], values[:, 0])
+        for name in ("gzip", "shuffled", "summed"):
+            assert np.array_equal(store[name], values)
+
+
 def test_one_record_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, proteins: Path) -> None:
     out = changed(write_output(tmp_path / "out.h5", proteins), lambda file: file.create_group("bad"))
     with protembed.open(out) as store:

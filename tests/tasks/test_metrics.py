@@ -92,6 +92,20 @@ def test_contact_precision_by_hand() -> None:
     assert top_contacts(probability, contact, counted, top=6) == (3, 6)
 
 
+@pytest.mark.parametrize(
+    ("apart", "ranges"), [(6, "short"), (11, "short"), (12, "medium"), (23, "medium"), (24, "long")]
+)
+def test_ranges_include_both_of_their_ends(apart: int, ranges: str) -> None:
+    probability, contact = np.zeros((40, 40)), np.zeros((40, 40), dtype=bool)
+    probability[2, 2 + apart], contact[2, 2 + apart] = 1, True
+    found = {
+        name: top_contacts(probability, contact, np.ones((40, 40), dtype=bool), top=1, apart=separation)[0]
+        for name, separation in RANGES.items()
+    }
+    expected = {ranges} | ({"medium_long"} if ranges in ("medium", "long") else set())
+    assert {name for name, right in found.items() if right} == expected
+
+
 def test_masked_pairs_in_both_definitions() -> None:
     probability, contact, counted = contact_case()
     counted[:] = False

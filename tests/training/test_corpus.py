@@ -3,10 +3,12 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -247,6 +249,102 @@ class TestAgain:
         (folder / "index.json").write_text("{")
         with pytest.raises(TrainingError, match="is damaged"):
             open_corpus(folder, PROTEMBED)
+
+
+def flip(path: Path, place: int, bit: int = 3) -> bytes:
+    """Flip one bit of a file; return what it was."""
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[place] ^= 1 << bit
+    path.write_bytes(flipped)
+    return whole
+
+
+class TestDamage:
+    def read_all(self, folder: Path) -> None:
+        corpus = open_corpus(folder, PROTEMBED)
+        for store in (corpus.train, corpus.valid):
+            proteins(store)
+            store.clusters.sum()
+
+    def test_one_flipped_bit_anywhere_is_noticed(self, sources: list[str], tmp_path: Path) -> None:
+        folder = tmp_path / "corpus"
+        prepare_corpus(sources, folder, PROTEMBED, valid_share=0.3)
+        self.read_all(folder)
+        read = [*folder.glob("parts/*/tokens.bin*"), *folder.glob("*.npy"), folder / "index.json"]
+        assert len(read) == 13
+        for path in read:
+            for place in range(0, path.stat().st_size, max(1, path.stat().st_size // 9)):
+                whole = flip(path, place)
+                with pytest.raises(TrainingError) as error:
+                    self.read_all(folder)
+                assert error.value.hint, path
+                path.write_bytes(whole)
+        self.read_all(folder)
+
+    def test_one_in_what_is_only_read_to_prepare_is_noticed_then(self, sources: list[str], tmp_path: Path) -> None:
+        folder = tmp_path / "corpus"
+        prepare_corpus(sources, folder, PROTEMBED)
+        for path in folder.glob("parts/1*/*"):
+            if path.name.startswith(("tokens", "names")):  # names are read where there are homologs
+                continue
+            whole = flip(path, path.stat().st_size // 2)
+            with pytest.raises(TrainingError, match=re.escape(str(path.parent))):
+                prepare_corpus(sources, folder, PROTEMBED, seed=path.stat().st_size, valid_share=0.3, overwrite=True)
+            path.write_bytes(whole)
+
+    def test_only_what_is_read_is_checked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Blocks are checked once, when they are first touched: opening a large corpus stays quick."""
+        source = write_fasta(tmp_path / "a.fasta", {f"p{n}": sequence(n) for n in range(200)})
+        monkeypatch.setattr("protembed.training.corpus.arrays.BLOCK", 100)
+        prepare_corpus([str(source)], tmp_path / "corpus", PROTEMBED)
+        checked: list[int] = []
+        true = zlib.crc32
+        monkeypatch.setattr("zlib.crc32", lambda data, value=0: checked.append(len(data)) or true(data, value))
+        store = open_corpus(tmp_path / "corpus", PROTEMBED).train
+        checked.clear()
+        for _ in range(3):
+            assert PROTEMBED.decode(store[7]) == sequence(7)
+        assert 0 < len(checked) <= 2
+        assert [PROTEMBED.decode(protein) for protein in map(store.__getitem__, range(200))] == [
+            sequence(n) for n in range(200)
+        ]
+        assert len(checked) == -(-store.residues // 100)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["[]", "3", '{"job": []}', '{"job": {}}', '{"job": {"format": 2}}', "[" * 100_000, f"[{'9' * 5000}]", "\xff"],
+        ids=["list", "number", "no job", "empty", "bare", "nested", "digits", "bytes"],
+    )
+    def test_an_index_of_nonsense(self, sources: list[str], tmp_path: Path, text: str) -> None:
+        folder = tmp_path / "corpus"
+        prepare_corpus(sources, folder, PROTEMBED)
+        (folder / "index.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(TrainingError) as error:
+            open_corpus(folder, PROTEMBED)
+        assert error.value.hint
+        with pytest.raises(TrainingError):
+            prepare_corpus(sources, folder, PROTEMBED)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"proteins": "50"},
+            {"proteins": -1},
+            {"proteins": 10**30},
+            {"residues": 1.5},
+            {"letters": {"A": "x"}},
+            {"more": 1},
+        ],
+        ids=str,
+    )
+    def test_counts_of_nonsense(self, sources: list[str], tmp_path: Path, change: dict[str, object]) -> None:
+        folder = tmp_path / "corpus"
+        prepare_corpus(sources, folder, PROTEMBED)
+        path = next(folder.glob("parts/1*/part.json"))
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        with pytest.raises(TrainingError, match=re.escape(str(path.parent))):
+            prepare_corpus(sources, folder, PROTEMBED, valid_share=0.3, overwrite=True)
 
 
 SLOW = """

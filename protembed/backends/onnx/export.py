@@ -166,7 +166,10 @@ def _export(model: "ProteinModel", options: ExportOptions, out: Path, source: st
     for path in _find_heads(options.tasks, model.card):
         card, arrays = read_head(path)
         if not can_draw(card, attention):
-            raise UsageError(f"{path}: a head of this design has no ONNX form", hint="It runs in torch: protembed predict --backend torch.")
+            raise UsageError(
+                f"{path}: a head of this design has no ONNX form",
+                hint="It runs in torch: protembed predict --backend torch.",
+            )
         reference.attach(path)
         heads.append(card)
         require_distinct(heads)

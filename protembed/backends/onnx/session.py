@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protembed.backends.interruptible import run_interruptibly
+from protembed.backends.interruptible import Worker
 from protembed.backends.onnx.builder import Drawing, Value
 from protembed.backends.onnx.file import OnnxFile
 from protembed.backends.onnx.writer import serialise
@@ -18,11 +18,15 @@ from protembed.errors import DependencyError, ModelError, OutOfMemoryError, Usag
 Array = npt.NDArray[Any]
 
 _CUDA = "CUDAExecutionProvider"
-_SHORT_OF_MEMORY = ("bad_alloc", "failed to allocate memory", "out of memory", "smaller than requested")
+_SHORT_OF_MEMORY = (
+    *("bad_alloc", "failed to allocate memory", "out of memory", "smaller than requested"),
+    "cannot allocate memory",  # for the stack of a thread
+)
 
 
 def import_runtime() -> Any:
-    """Import onnxruntime; raises DependencyError."""
+    """Import onnxruntime, its telemetry switched off: protembed sends nothing. Raises DependencyError."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
@@ -30,6 +34,8 @@ def import_runtime() -> Any:
             f"an ONNX file needs the package onnxruntime ({error})",
             hint="pip install onnxruntime, or pip install onnxruntime-gpu for CUDA",
         ) from error
+    if hasattr(onnxruntime, "disable_telemetry_events"):
+        onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 
@@ -69,7 +75,7 @@ class Session:
         self._runtime, self._file = import_runtime(), file
         self._threads = threads or available_threads()
         self._opened: tuple[_Form, Any] | None = None
-        self._unsigned = False
+        self._unsigned, self._worker = False, Worker()
         self.device = self._choose_device(device)
         if file.header.weights == "int8" and self.device == "cpu":
             self._unsigned = saturates(self._runtime)
@@ -91,12 +97,14 @@ class Session:
             if products < LONG:
                 return self._compute(session, wanted, feeds)
             options = self._runtime.RunOptions()
-            return run_interruptibly(
-                lambda: self._compute(session, wanted, feeds, options), lambda: setattr(options, "terminate", True)
+            return self._worker.run(
+                lambda: self._compute(session, wanted, feeds, options),
+                stop=lambda: setattr(options, "terminate", True),
             )
         except _errors() as error:
-            reason = _first_line(error)
-        if any(words in reason.lower() for words in _SHORT_OF_MEMORY):
+            reason, short = _first_line(error), _is_short_of_memory(error)
+        if short:
+            self._opened = None  # onnxruntime keeps what it took for the batch that failed, in pieces of other sizes
             raise OutOfMemoryError(reason)
         raise ModelError(
             f"{self._file.path}: onnxruntime cannot run it ({reason})",
@@ -206,8 +214,17 @@ def _errors() -> tuple[type[Exception], ...]:
         *("Fail", "RuntimeException", "EPFail", "NotImplemented", "InvalidGraph", "InvalidProtobuf", "NoSuchFile"),
         "InvalidArgument",  # also of a graph whose nodes read what is not there
     )
-    return (MemoryError, UnicodeDecodeError, *(getattr(state, name) for name in names if hasattr(state, name)))
+    return (
+        MemoryError,
+        RuntimeError,
+        UnicodeDecodeError,
+        *(getattr(state, name) for name in names if hasattr(state, name)),
+    )
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _SHORT_OF_MEMORY)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return str(error).strip().partition("\n")[0][:500]

@@ -7,6 +7,7 @@ from protembed.backends.onnx.builder import Value, Weights
 from protembed.backends.onnx.heads import output_name
 from protembed.models.config import ModelCard
 from protembed.models.head_config import HeadCard
+from protembed.sequences.alphabet import STANDARD_RESIDUES
 
 RUNTIMES: dict[AttentionKind, str] = {
     "fused": "onnxruntime (it has operators of com.microsoft; the form of attention for every runtime is plain)",
@@ -86,7 +87,12 @@ def _meaning(card: ModelCard, name: str) -> str:
         return ": the last layer, after the final norm; the mean over a protein's residues is its usual embedding"
     if name.startswith("hidden."):
         return f": layer {name.removeprefix('hidden.')}"
-    return {"logits": ": scores of all tokens", "pooled": ": what the model makes of the first token"}.get(name, "")
+    profile = f": probabilities of {' '.join(STANDARD_RESIDUES)}"
+    return {
+        "logits": ": scores of all tokens",
+        "profile": profile,
+        "pooled": ": what the model makes of the first token",
+    }.get(name, "")
 
 
 def _head(head: HeadCard) -> str:

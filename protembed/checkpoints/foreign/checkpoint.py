@@ -86,9 +86,15 @@ class Source:
     def alphabet(self, known: Alphabet, rows: int, *, padded: Sequence[int] = (), named: bool = True) -> Alphabet:
         """Return the alphabet for an embedding of so many rows: that of the vocabulary file, or the known one.
 
-        `named=False`: the form has no vocabulary file. Raises ModelError for one that is not of residues.
+        `named=False`: the form has no vocabulary file, and one that lies there must say the same. Raises ModelError
+        for a vocabulary that is not of residues.
         """
         with in_file(self.path):
+            if not named and self.vocabulary is not None and self.vocabulary[: len(known)] != known.tokens:
+                raise ModelError(
+                    "the vocabulary file beside it is not that of this kind of model",
+                    hint="If it belongs to another model, put the two into folders of their own.",
+                )
             return fit(known, rows, self.vocabulary if named else None, padded=padded)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -110,6 +116,8 @@ def number_of_heads(source: Source, told: Told, stated: int | None, *, example: 
     if told.n_heads is not None and stated is not None and told.n_heads != stated:
         raise UsageError(f"{source.path}: has {stated} attention heads, as it says itself, not {told.n_heads}")
     found = told.n_heads if stated is None else stated
+    if found is not None and found < 1:
+        raise UsageError(f"{source.path}: {found} attention heads are no number of heads", hint="It is 1 or more.")
     if found is None:
         raise ModelError(
             f"{source.path}: the number of attention heads is not in the file, nor in a config.json beside it",

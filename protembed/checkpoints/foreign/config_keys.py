@@ -50,7 +50,8 @@ TRANSFORMERS: Keys = {
         *("tokenizer_class", "finetuning_task", "task_specific_params", "library_name", "custom_pipelines", "tags"),
     ),
     **unused(
-        "is of a task head, which reads it itself", "id2label", "label2id", "num_labels", "problem_type", "loss_type"
+        "is of a task head, which reads it itself",
+        *("id2label", "label2id", "num_labels", "_num_labels", "problem_type", "loss_type"),
     ),
     **unused("is the type of the weights, which they say themselves", "dtype", "torch_dtype", "use_bfloat16"),
     **unused(
@@ -68,6 +69,7 @@ TRANSFORMERS: Keys = {
         *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "return_dict_in_generate"),
         *("torchscript", "use_cache", "chunk_size_feed_forward", "attn_implementation", "_attn_implementation"),
         *("_attn_implementation_autoset", "_attn_implementation_internal", "output_scores", "tf_legacy_loss"),
+        *("output_past", "xla_device", "_flash_attn_2_enabled", "is_composition"),
     ),
     **unused(
         "is of text generation",

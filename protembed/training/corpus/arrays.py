@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,17 +18,30 @@ BLOCK = 1 << 20
 """Bytes that one checksum is of: computing it takes less than reading them from a disk."""
 
 
+def write_totals(path: Path, totals: Any) -> None:
+    """Write a dataclass of counts as JSON, and its checksum within."""
+    values = asdict(totals)
+    path.write_text(json.dumps({**values, "sum": sum_of(values)}), encoding="utf-8")
+
+
+def sum_of(values: Any) -> int:
+    """Return the CRC-32 of what JSON can hold, whatever its order."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
 def read_totals(path: Path, kind: type[Totals]) -> Totals:
-    """Read a dataclass of counts that was written as JSON. Raises TrainingError for what is no such file."""
+    """Read what `write_totals` wrote. Raises TrainingError for what is no such file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("sum", None) not in (None, sum_of(values)):
+            raise ValueError("its checksum is another")
         for name in (field.name for field in fields(kind)):  # type: ignore[arg-type]
             count = values[name]
             for number in count.values() if isinstance(count, dict) else [count]:
                 if type(number) is not int or not 0 <= number < 2**63:
                     raise ValueError(f"{name} is no count")
         return kind(**values)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TrainingError(
             f"{path}: is damaged ({str(error)[:80] or type(error).__name__})",
             hint=f"Delete {path.parent} and run protembed prepare again.",

@@ -1,7 +1,7 @@
 """A corpus: many files of proteins as one folder of memory-mapped tokens, with a training and a validation split."""
 
+import io
 import json
-import os
 import shutil
 import zlib
 from collections import deque
@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.errors import OutputError, TrainingError, UsageError
-from protembed.outputs.files import lock
+from protembed.outputs.files import atomic, lock
 from protembed.sequences.alphabet import STANDARD_RESIDUES, Alphabet
+from protembed.training.corpus.arrays import sum_of
 from protembed.training.corpus.counts import HomologPart
 from protembed.training.corpus.directory import Directory
 from protembed.training.corpus.homologs import SUFFIX as HOMOLOGS
@@ -27,7 +28,7 @@ from protembed.training.corpus.parts import FORMAT, SUFFIX, Part, PartPlan, plan
 from protembed.training.corpus.splits import SplitRules, make_splits
 from protembed.training.corpus.statistics import Statistics, gather
 
-_ARRAYS = ("starts", "lengths", "clusters")
+_ARRAYS = {"starts": "<i8", "lengths": "<i4", "clusters": "<i8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def open_corpus(folder: Path, alphabet: Alphabet) -> Corpus:
     stores = {}
     for split in ("train", "valid"):
         try:
-            arrays = {name: _load(folder / f"{split}.{name}.npy", index["sums"]) for name in _ARRAYS}
+            arrays = _load_split(folder, split, index)
         except (OSError, ValueError) as error:
             raise TrainingError(f"{folder}: the index of {split} is damaged ({error})", hint=again) from error
         stores[split] = TokenStore(parts=tokens, homologs=homologs, **arrays)
@@ -274,29 +275,40 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _save(path: Path, values: npt.NDArray[Any]) -> int:
     """Write an array beside its place and move it there: whoever has the old one mapped keeps it. Return its CRC-32."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with atomic(path) as new, new.open("wb") as file:
         np.save(file, values)
-    os.replace(temporary, path)
     return zlib.crc32(values.tobytes())
 
 
-def _load(path: Path, sums: dict[str, int]) -> npt.NDArray[Any]:
-    """Map an array that `_save` wrote. Raises ValueError when it is another."""
-    values: npt.NDArray[Any] = np.load(path, mmap_mode="r")
-    if zlib.crc32(values.data) != sums.get(path.name):
+def _load_split(folder: Path, split: str, index: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Map the arrays of a split. Raises OSError or ValueError when one is not what was written."""
+    counts, arrays = index["statistics"][split], {}
+    for name, dtype in _ARRAYS.items():
+        path = folder / f"{split}.{name}.npy"
+        count = counts["clusters"] + 1 if name == "clusters" else counts["proteins"]
+        arrays[name] = _load(path, dtype, count, index["sums"][path.name])
+    return arrays
+
+
+def _load(path: Path, dtype: npt.DTypeLike, count: int, wanted: int) -> npt.NDArray[Any]:
+    """Map an array (`count`,) that `_save` wrote. Raises ValueError when it is another than the one of that CRC-32."""
+    header = io.BytesIO()
+    shape = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with path.open("rb") as file:
+        # numpy's reader would run into anything in a header that is damaged.
+        right = file.read(header.tell()) == header.getvalue()
+    if not right or path.stat().st_size != header.tell() + count * np.dtype(dtype).itemsize:
+        raise ValueError(f"{path.name} is of another length or type")
+    values = np.memmap(path, dtype, "r", header.tell(), (count,)) if count else np.empty(0, dtype)
+    if zlib.crc32(values.data) != wanted:
         raise ValueError(f"{path.name} is not what was written")
     return values
 
 
 def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    temporary = folder / "index.json.tmp"
-    temporary.write_text(json.dumps({**index, "sum": _sum_of(index)}, indent=1))
-    os.replace(temporary, folder / "index.json")
-
-
-def _sum_of(index: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(index, sort_keys=True).encode())
+    with atomic(folder / "index.json") as new:
+        new.write_text(json.dumps({**index, "sum": sum_of(index)}, indent=1))
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -310,10 +322,6 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
         raise TrainingError(f"{place}: is damaged", hint="Delete it and run protembed prepare.") from error
     if not isinstance(index, dict) or not isinstance(index.get("job"), dict):
         raise TrainingError(f"{folder}: was made by an older protembed", hint=f"Delete {folder} and prepare it again.")
-    if (
-        isinstance(index["job"], dict)
-        and index["job"].get("format") == FORMAT
-        and index.pop("sum", 0) != _sum_of(index)
-    ):
+    if index["job"].get("format") == FORMAT and index.pop("sum", 0) != sum_of(index):
         raise TrainingError(f"{place}: is damaged (its checksum)", hint="Delete it and run protembed prepare.")
     return index

@@ -1,8 +1,7 @@
 """What homologs have at the residues of proteins: counts (L, 20) per protein, one byte each, mapped from files."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protembed.sequences.alphabet import STANDARD_RESIDUES
-from protembed.training.corpus.arrays import MappedArray, SumWriter, map_array, read_totals, write_array
+from protembed.training.corpus.arrays import MappedArray, SumWriter, map_array, read_totals, write_array, write_totals
 
 Counts = npt.NDArray[np.float32]
 
@@ -132,4 +131,4 @@ class CountsWriter:
         sort = np.argsort(begins)
         write_array(self._folder / "begins.bin", begins[sort])
         write_array(self._folder / "rows.bin", rows[places][sort])
-        (self._folder / "part.json").write_text(json.dumps(asdict(totals)))
+        write_totals(self._folder / "part.json", totals)

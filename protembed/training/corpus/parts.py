@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from multiprocessing import get_context
@@ -28,7 +28,7 @@ from protembed.errors import TrainingError
 from protembed.sequences.alphabet import Alphabet
 from protembed.sequences.readers import read_proteins
 from protembed.sequences.records import Record
-from protembed.training.corpus.arrays import MappedArray, SumWriter, map_array, read_totals, write_array
+from protembed.training.corpus.arrays import MappedArray, SumWriter, map_array, read_totals, write_array, write_totals
 
 FORMAT = 2
 SUFFIX = ".part"
@@ -132,7 +132,7 @@ def write_part(plan: PartPlan, alphabet: Alphabet) -> Iterator[int]:
         last = file.write(writer.flush())
     for name in ("lengths", "digests", "clusters", "names"):
         write_array(temporary / f"{name}.bin", np.asarray(getattr(writer, name)))
-    (temporary / "part.json").write_text(json.dumps(asdict(writer.counts())))
+    write_totals(temporary / "part.json", writer.counts())
     os.replace(temporary, plan.folder)
     yield last
 

@@ -1,1 +1,1 @@
-"""Masked-language-model pretraining."""
+"""Pretraining on masked residues and on profiles of homologs."""
