@@ -162,7 +162,8 @@ def _append_start(file: io.FileIO, path: Path, size: int) -> None:
     """Append the first `size` bytes of another file."""
     with open(path, "rb") as other:
         while size:
-            data = other.read(min(size, _CHUNK))
+            if not (data := other.read(min(size, _CHUNK))):
+                raise OSError(errno.EIO, "the copy is cut short")
             _append(file, data)
             size -= len(data)
 
