@@ -106,7 +106,7 @@ def parse_budget(text: str) -> int | None:
     """Read a token budget; None stands for auto."""
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) > 0):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise UsageError(f"--max-tokens {text}: not a positive number", hint="Example: --max-tokens 4096, or auto.")
     return int(text)
 

@@ -133,9 +133,11 @@ def _copy(read: Callable[[], bytes], name: str, choices: Sequence[Path], made: l
     held: Path | None = None
     size, data, reason = 0, b"", "there is no folder for temporary files"
     for choice in choices:
+        folder = None
         try:
-            made.append(Path(tempfile.mkdtemp(prefix=".protembed-", dir=choice)))
-            path = made[-1] / "input"
+            folder = Path(tempfile.mkdtemp(prefix=".protembed-", dir=choice))
+            made.append(folder)
+            path = folder / "input"
             with open(path, "wb", buffering=0) as file:
                 if held is not None:
                     _append_start(file, held, size)
@@ -146,7 +148,10 @@ def _copy(read: Callable[[], bytes], name: str, choices: Sequence[Path], made: l
             return path
         except OSError as error:
             reason = f"{choice}: {error.strerror or error}"
-            held = path if size and held is None else held
+            if folder is not None and size and held is None:
+                held = folder / "input"
+            elif folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
     raise OutputError(
         f"{name} can be read once, and there is no room for its copy ({reason})",
         hint="Set TMPDIR to a folder with room, or save it to a file first.",
@@ -157,7 +162,8 @@ def _append_start(file: io.FileIO, path: Path, size: int) -> None:
     """Append the first `size` bytes of another file."""
     with open(path, "rb") as other:
         while size:
-            data = other.read(min(size, _CHUNK))
+            if not (data := other.read(min(size, _CHUNK))):
+                raise OSError(errno.EIO, "the copy is cut short")
             _append(file, data)
             size -= len(data)
 

@@ -126,6 +126,14 @@ class TestMasking:
         assert len(masked.places) == len(masked.targets) == 0
         assert (masked.tokens == tokens).all()
 
+    def test_of_a_short_protein_at_least_one_residue_is_chosen(self) -> None:
+        masked = mask_tokens(PROTEMBED.encode("MK"), PROTEMBED, MaskSection(rate=0.01), np.random.default_rng(0))
+        assert len(masked.places) == 1
+
+    def test_groups_are_a_seventh_each(self) -> None:
+        groups = hide_groups(PROTEMBED.encode("MKTAYIAKQR" * 3), PROTEMBED, np.random.default_rng(0))
+        assert [len(group.places) for group in groups] == [5, 5, 4, 4, 4, 4, 4]
+
     def test_groups_hide_every_residue_once(self) -> None:
         tokens = PROTEMBED.encode(SEQUENCES["sp|P01308|INS_HUMAN"] + "X")
         groups = hide_groups(tokens, PROTEMBED, np.random.default_rng(0))

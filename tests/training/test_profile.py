@@ -124,6 +124,17 @@ class TestLoss:
             norms.append(float(bias.norm()))
         assert norms[0] == pytest.approx(share * norms[1], rel=1e-4)
 
+    def test_the_weight_of_profiles(self, config_file: Path) -> None:
+        norms = []
+        for weight in (1.0, 2.5):
+            trainer = trainer_of(load_config(config_file, [f"objective.profile={weight}"]))
+            loss, _ = trainer._loss(next(trainer.steps.after(Cursor(), 0)).batches[0], 10, 10)
+            loss.backward()  # type: ignore[no-untyped-call]
+            bias = trainer.module.model.profile_head.bias.grad
+            assert bias is not None
+            norms.append(float(bias.norm()))
+        assert norms[1] == pytest.approx(2.5 * norms[0], rel=1e-4)
+
     def test_accumulated_batches_weigh_by_their_residues(self, config_file: Path) -> None:
         """The gradient is the mean over all residues of a step, however they are divided."""
         trainer = trainer_of(load_config(config_file, [*PROFILE, "train.accumulate=2", "train.clip=1e9"]))

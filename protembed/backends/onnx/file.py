@@ -33,6 +33,8 @@ _PIECE = 2**20
 _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What reading nonsense may raise."""
 
+_ADVICE = "Is the file complete? Copy or export it again."
+
 
 class OnnxFile:
     """The header, nodes and places of the weights of one file.
@@ -51,12 +53,9 @@ class OnnxFile:
             self.header = Header.from_metadata(self._contents.texts)
             self._check_graph()
         except ModelError as error:
-            raise ModelError(f"{path}: {error}", hint=error.hint) from error
+            raise ModelError(f"{path}: {error}", hint=error.hint or _ADVICE) from error
         except _UNREADABLE as error:
-            raise ModelError(
-                f"{path}: cannot be read as ONNX ({str(error)[:200]})",
-                hint="Is the file complete? Copy or export it again.",
-            ) from error
+            raise ModelError(f"{path}: cannot be read as ONNX ({str(error)[:200]})", hint=_ADVICE) from error
         for tensor in self._contents.tensors:
             self._check_place(tensor)
 
