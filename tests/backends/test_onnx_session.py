@@ -255,6 +255,7 @@ try:
     model.embed_residues(["MKTAYIAKQR" * (int(sys.argv[2]) // 10)])
     print("done")
 except KeyboardInterrupt as error:
+    interrupts.clear()
     print(error)
 """
 
