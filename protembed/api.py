@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, SupportsIndex, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from protembed.tasks.prediction import Prediction
 
 Array = npt.NDArray[np.floating[Any]]
 Item = TypeVar("Item")
+
+_MASK = "It is a list of positions for every protein, as in mask=[[3, 7], []]."
 
 
 def load(
@@ -89,6 +91,8 @@ class Model:
         >>> [(record.id, vector.shape) for record, vector in load().embed(["MKTAYIAKQR"])]
         [('1', (192,))]
         """
+        if pool is None:
+            raise UsageError("pool is None", hint="Residues alone come from embed_residues.")
         options = EmbedOptions(pool=pool, layer=layer, max_tokens=max_tokens)
         return ((item.record, _present(item.vector)) for item in self._embeddings(source, options))
 
@@ -111,19 +115,11 @@ class Model:
         >>> load().logits(["MKTAYIAKQR"], mask=[[3, 7]])[0].shape
         (10, 20)
         """
-        alphabet = self.card.alphabet
         records = list(read_source(source))
         places = mask if mask is not None else [()] * len(records)
         if len(places) != len(records):
-            raise UsageError(f"mask has {len(places)} entries for {len(records)} proteins")
-        encoded = []
-        for record, positions in zip(records, places, strict=True):
-            tokens = self._encode(record)
-            for position in positions:
-                if not 0 <= position < len(record.sequence):
-                    raise UsageError(f"{record} has no position {position}", hint="Positions count from 0.")
-                tokens[alphabet.prefix + position] = alphabet.mask_id
-            encoded.append(tokens)
+            raise UsageError(f"mask has {len(places)} entries for {len(records)} proteins", hint=_MASK)
+        encoded = [self._mask(*pair) for pair in zip(records, places, strict=True)]
         wanted = [("logits", self.card.encoder.n_layers)]
         return [scores for (scores,) in self._run(encoded, wanted, self._backend.budget())]
 
@@ -191,11 +187,11 @@ class Model:
         return [next(iter(found.values())) for _, found in self.stream_predictions(source, [task])]
 
     def stream_predictions(
-        self, source: Source, tasks: Sequence[str], *, max_tokens: int | None = None
+        self, source: Source, tasks: str | Sequence[str], *, max_tokens: int | None = None
     ) -> Iterator[tuple[Record, Mapping[str, Prediction]]]:
         """Stream what several tasks say of every protein, computed in one pass, by the names of the heads' tasks."""
         options = PredictOptions(max_tokens=max_tokens)
-        predictor, heads = attach_heads(self._backend, tasks)
+        predictor, heads = attach_heads(self._backend, [tasks] if isinstance(tasks, str) else tasks)
         items = predict(read_source(source), predictor, heads, options)
         return ((item.record, item.tasks) for item in _computed(items))
 
@@ -213,6 +209,17 @@ class Model:
                 hint="embed and embed_residues split such proteins; elsewhere, give the part that matters.",
             )
         return self.card.alphabet.encode(record.sequence)
+
+    def _mask(self, record: Record, positions: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Turn a protein into tokens, those at some positions replaced by the mask token."""
+        tokens = self._encode(record)
+        if isinstance(positions, str) or not isinstance(positions, Iterable):
+            raise UsageError(f"mask has {positions!r} for {record}", hint=_MASK)
+        for position in positions:
+            if not (isinstance(position, SupportsIndex) and 0 <= position.__index__() < len(record.sequence)):
+                raise UsageError(f"{record} has no position {position}", hint="Positions count from 0.")
+            tokens[self.card.alphabet.prefix + position] = self.card.alphabet.mask_id
+        return tokens
 
     def _run(
         self, encoded: Sequence[npt.NDArray[np.int64]], wanted: Sequence[Output], budget: int

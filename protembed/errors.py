@@ -14,6 +14,9 @@ ProtembedError            base: a message, and a hint that says what to do
 from operator import index
 from typing import SupportsIndex
 
+LARGEST = 2**31 - 1
+"""The largest number that an option takes."""
+
 
 class ProtembedError(Exception):
     """Carry a message for people, a hint that says what to do next, and the exit status of the command line.
@@ -64,13 +67,13 @@ class OutOfMemoryError(ProtembedError):
     """A batch does not fit into the memory of the device."""
 
 
-def require_whole(name: str, value: object, *, least: int | None = None) -> None:
-    """Raise UsageError unless an option is a whole number, `least` or more; None, a default, is always right.
+def require_whole(name: str, value: object, *, least: int = -LARGEST, most: int = LARGEST) -> None:
+    """Raise UsageError unless an option is a whole number in a range; None, a default, is always right.
 
     >>> require_whole("max_tokens", 4096, least=1)
     """
     if value is None:
         return
-    if not isinstance(value, SupportsIndex) or isinstance(value, bool) or (least is not None and index(value) < least):
-        wanted = "a whole number" if least is None else f"a whole number from {least} on"
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool) or not least <= index(value) <= most:
+        wanted = "a whole number" + (f" from {least} to {most:,}" if least > -LARGEST else "")
         raise UsageError(f"{name} is {value!r}, and must be {wanted}", hint=f"Leave {name} out for the default.")

@@ -89,6 +89,13 @@ def test_embed_takes_what_users_have(loaded: protembed.Model) -> None:
         lambda model: model.stream_predictions(["MK"], ["ss3"], max_tokens=0),
         lambda _: protembed.load(threads=0),
         lambda _: protembed.load(threads=-1),
+        lambda model: model.embed(["MK"], max_tokens=10**30),
+        lambda model: model.embed(["MK"], pool=None),
+        lambda model: model.logits(["MK"], mask=[[0.5]]),
+        lambda model: model.logits(["MK", "MK"], mask=[0, 1]),
+        lambda model: model.logits(["MK"], mask=["0"]),
+        lambda model: model.logits(["MK"], mask=[[0], [1]]),
+        lambda _: protembed.load(threads=100_000),
         lambda _: protembed.load(n_heads=0),
     ],
 )
@@ -115,6 +122,15 @@ def test_what_is_no_source_is_refused_at_once(loaded: protembed.Model) -> None:
 def test_options_take_numbers_of_numpy(loaded: protembed.Model) -> None:
     (found,) = loaded.embed(["MK"], max_tokens=np.int64(5), layer=np.int32(1))  # type: ignore[arg-type]
     assert found[1].shape == (32,)
+
+
+def test_one_task_need_not_be_a_list() -> None:
+    model = protembed.load()
+    (one,), (other,) = (
+        model.stream_predictions(["MKTAYIAKQR"], "ss3"),
+        model.stream_predictions(["MKTAYIAKQR"], ["ss3"]),
+    )
+    assert one[1]["ss3"].labels == other[1]["ss3"].labels
 
 
 def test_the_bundled_model_loads_like_any_other() -> None:

@@ -12,6 +12,7 @@ import l1_regression
 import loss_curve
 import numpy as np
 import perplexity
+import profiles
 import pytest
 import regression
 import torch
@@ -202,3 +203,25 @@ class TestEmbedSpeed:
             kind = "float32" if size in ("8m", "35m") else "int8"
             assert not any("esm-cpp" in name for name in contenders.usual_peers(size, "cuda"))
             assert [name for name in contenders.usual_peers(size, "cpu") if "esm-cpp" in name] == [f"esm-cpp-{kind}"]
+
+
+class TestProfiles:
+    background = np.full(20, 0.05)
+
+    def test_blosum62_rows_are_probabilities_and_favour_what_is_alike(self) -> None:
+        rows = profiles.blosum62(self.background)
+        np.testing.assert_allclose(rows.sum(axis=1), 1)
+        names = STANDARD_RESIDUES.index
+        assert (rows.argmax(axis=1) == np.arange(20)).all()
+        assert rows[names("I"), names("V")] > rows[names("I"), names("D")]
+        assert rows[names("W"), names("W")] / rows[names("W"), names("Y")] == pytest.approx(2 ** ((11 - 2) / 2))
+
+    def test_no_predictor_is_better_than_the_targets(self) -> None:
+        rng = np.random.default_rng(0)
+        targets = rng.dirichlet(np.ones(20), size=50)
+        own = profiles.scores_of(targets, targets)
+        assert own["correlation"] == pytest.approx(1)
+        assert own["cross entropy"] == pytest.approx(-(targets * np.log(targets)).sum(axis=1).mean())
+        other = profiles.scores_of(rng.dirichlet(np.ones(20), size=50), targets)
+        assert other["cross entropy"] > own["cross entropy"]
+        assert profiles.scores_of(np.full((50, 20), 0.05), targets)["cross entropy"] == pytest.approx(math.log(20))

@@ -42,7 +42,7 @@ class ModelOptions:
     n_heads: int | None = None
 
     def __post_init__(self) -> None:
-        require_whole("threads", self.threads, least=1)
+        require_whole("threads", self.threads, least=1, most=1024)  # torch crashes at some thousands
         require_whole("n_heads", self.n_heads, least=1)
 
 

@@ -57,9 +57,11 @@ def run(words: list[str]) -> int:
     try:
         status = _carry_out(words)
         sys.stdout.flush()  # while an error can still be told
+    except SystemExit as end:  # rich ends the process where its reader has left, completion of a shell when it is done
+        status = int(end.code or 0)
     except BaseException as error:
         end_if_reader_left()
-        status = int(error.code or 0) if isinstance(error, SystemExit) else report(error)
+        status = report(error)
     end_if_reader_left()
     return status
 

@@ -5,6 +5,7 @@ which leaves nothing that a terminal would obey.
 """
 
 import functools
+import re
 import sys
 import time
 import unicodedata
@@ -19,6 +20,7 @@ from rich.text import Text
 from protembed.errors import ProtembedError
 
 LINE_SECONDS = 30.0
+_LAYOUT = re.compile(r"(\x1b\[[0-9;]*m|[\n\t])")
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -32,6 +34,17 @@ def plain(text: str) -> str:
     a\x1b[31m\n\u202eb\xe9
     """
     return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def plain_lines(text: str) -> str:
+    r"""Do the same for text of several lines, with tabs, and with the colours that we or the help give it.
+
+    >>> print(plain_lines("\x1b[1mname\x1b[0m\tb\u202e\n").encode())
+    b'\x1b[1mname\x1b[0m\tb\\u202e\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(part if number % 2 else plain(part) for number, part in enumerate(_LAYOUT.split(text)))
 
 
 def _visible(character: str) -> str:

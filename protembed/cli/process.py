@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import stat
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from protembed import interrupts
-from protembed.cli.console import show, show_error, show_problem
+from protembed.cli.console import plain_lines, show, show_error, show_problem
 from protembed.errors import OutputError, ProtembedError
 
 _SURROUNDINGS = {
@@ -23,13 +24,16 @@ _SURROUNDINGS = {
 
 
 class _Data(io.TextIOWrapper):
-    """Standard output whose failures are errors of ours, wherever something is printed; a reader may leave."""
+    """Standard output whose failures are errors of ours, wherever something is printed; a reader may leave.
+
+    What a terminal shows is escaped; files and pipes get the data as it is.
+    """
 
     reader_left = False
 
     def write(self, text: str) -> int:
         with self._told():
-            return super().write(text)
+            return super().write(plain_lines(text) if self.line_buffering else text)
 
     def flush(self) -> None:
         with self._told():
@@ -80,8 +84,9 @@ def prepare_streams() -> None:
     pipes, whatever the locale; bytes of an input that are not UTF-8 come out as they were. On a terminal, what its
     encoding lacks is escaped.
     """
-    if not os.environ.get("COLUMNS", "80").strip("0 "):
-        del os.environ["COLUMNS"]  # lines of no columns would be empty
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+        if not re.fullmatch("[1-9][0-9]{0,4}", os.environ.get(name, "80")):
+            del os.environ[name]  # lines of no columns would be empty
     for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         _hold(number, mode)
     if sys.stdin is None:

@@ -14,6 +14,7 @@ from protembed.errors import InputError, UsageError
 from protembed.inference.predict import PredictOptions, attach_heads, predict
 from protembed.inference.report import Report, Score
 from protembed.inference.run import Progress
+from protembed.interrupts import check
 from protembed.sequences.windows import Failure
 from protembed.tasks import TASKS, Task, find_task, task_of
 from protembed.tasks.labels.encoding import Labelled
@@ -102,6 +103,7 @@ class Evaluation:
             else:
                 self._found.append((protein, item.tasks[self._head.task]))
             residues += len(protein.record.sequence)
+            check()
             yield Progress(records=number, residues=residues)
         if not (self._found or self._contacts.proteins):
             raise InputError(f"no protein of {self._options.data} could be predicted: {self._left_out}")

@@ -159,5 +159,5 @@ def _track(task: str, prediction: Prediction) -> Track:
     if prediction.card.kind == "residue_values":
         return Track(name=task, values=prediction.values)
     # A letter that is no label stands for no flag.
-    classes = (*prediction.card.labels, *sorted(set(prediction.residue_labels) - set(prediction.card.labels)))
-    return Track(name=task, values=np.array([classes.index(x) for x in prediction.residue_labels]), classes=classes)
+    classes = (*prediction.card.labels, *sorted(set(prediction.labels) - set(prediction.card.labels)))
+    return Track(name=task, values=np.array([classes.index(x) for x in prediction.labels]), classes=classes)

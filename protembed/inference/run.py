@@ -5,7 +5,6 @@ A command says what it computes (`Work`: embed_run, contacts and predict_run hav
 
 import json
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -106,7 +105,7 @@ def parse_budget(text: str) -> int | None:
     """Read a token budget; None stands for auto."""
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) > 0):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise UsageError(f"--max-tokens {text}: not a positive number", hint="Example: --max-tokens 4096, or auto.")
     return int(text)
 
@@ -151,7 +150,7 @@ class Run(Generic[Item]):
     @property
     def kept(self) -> str:
         """What a run that was stopped has kept, for people."""
-        if not self._kept:
+        if self._stream or not self._kept:
             return ""
         return f"{self._kept:,} of {len(self._part.lengths):,} records are kept: resume the run to go on"
 
@@ -219,8 +218,10 @@ class Run(Generic[Item]):
         residues = sum(len(record.sequence) for record in islice(records, writer.done))
         done = self._kept = writer.done
         yield Progress(records=done, residues=residues)
+        # Left to the backend, the budget may follow the memory that is free: what is resumed keeps that of its start.
+        budget = writer.budget if self._work.max_tokens is None else self._work.max_tokens
         try:
-            for batch in self._work.compute(records, writer.budget):
+            for batch in self._work.compute(records, budget):
                 for item in batch:
                     if isinstance(item, Failure):
                         writer.fail(item)
@@ -271,7 +272,7 @@ class Run(Generic[Item]):
     def _identity(self, files: Sequence[OutputFile]) -> RunIdentity:
         options, work = self._options, self._work
         naming = {"key": options.key, "duplicates": options.duplicates, "unknown": options.unknown}
-        attributes = [_portable(file.form.attributes) for file in files]
+        attributes = [file.form.attributes for file in files]
         return RunIdentity(
             job={"input": self.survey.digest, "options": work.content, "naming": naming, "attributes": attributes},
             shard=f"{options.shard.number}/{options.shard.count}",
@@ -307,9 +308,3 @@ class Run(Generic[Item]):
                 f"{count} proteins have more than {limit} residues, the longest {self._part.lengths.max()}",
                 hint="--long split (windows, averaged), truncate or skip.",
             )
-
-
-def _portable(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Leave out which of several GPUs computes: another one may resume."""
-    told = {"computed_with": re.sub(r"(cuda):\d+", r"\1", str(attributes.get("computed_with", "")))}
-    return {**attributes, **told}

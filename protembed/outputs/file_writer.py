@@ -8,6 +8,7 @@ It takes twice the space of the outputs.
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
@@ -275,7 +276,14 @@ class FileWriter:
 
 
 def _state(file: OutputFile) -> Scan:
+    """Read what a run has done. Raises OutputError where anyone may have put it there."""
     with file.reported():
+        everyone = os.stat(file.final.parent).st_mode & stat.S_IWOTH
+        if everyone and os.path.exists(file.journal) and os.stat(file.journal).st_uid != os.geteuid():
+            raise OutputError(
+                f"{file.folder} belongs to another user, in a folder where everyone may write",
+                hint="Choose another output. If you trust that run, copy its folder and name the copy's output.",
+            )
         return scan(file.journal)
 
 
@@ -291,6 +299,9 @@ def _require_places(files: Sequence[OutputFile]) -> None:
         for other in files[:number]:
             if same_file(file.path, other.path):
                 raise OutputError(f"{other.path} and {file.path} are the same file", hint="Name two files.")
+        for other in files:
+            if file.final.is_relative_to(other.folder):
+                raise OutputError(f"{file.path} lies in the work folder of {other.path}", hint="Choose another folder.")
 
 
 def _require_room(files: Sequence[OutputFile], written: Sequence[int]) -> None:

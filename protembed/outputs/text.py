@@ -56,16 +56,11 @@ def choose_format(told: Format | None, out: Path, heads: Sequence[HeadCard]) -> 
         require_ending(out, chosen)
     if chosen == "fasta":
         lettered = [head for head in heads if head.kind in ("residue_classes", "residue_flags")]
-        if len(heads) != 1 or not lettered or not _are_letters(lettered[0].labels):
+        if len(heads) != 1 or not lettered:
             raise UsageError(
                 "--format fasta takes one task of residue labels", hint="Such as --task ss3; or --format tsv or jsonl."
             )
     return chosen
-
-
-def _are_letters(labels: Sequence[str]) -> bool:
-    """Tell whether labels can stand in a line below a sequence, a letter for each residue."""
-    return all(len(label) == 1 and label.isprintable() for label in labels)
 
 
 def table_lines(predicted: Predicted) -> Iterator[str]:
@@ -80,7 +75,7 @@ def _rows(prediction: Prediction) -> Iterator[str]:
     match prediction.card.kind:
         case "residue_classes" | "residue_flags":
             best = prediction.output.max(axis=1)
-            for position, (residue, label) in enumerate(zip(sequence, prediction.residue_labels, strict=True), start=1):
+            for position, (residue, label) in enumerate(zip(sequence, prediction.labels, strict=True), start=1):
                 yield f"{position}\t{residue}\t\t{cell(label)}\t{best[position - 1]:.4f}"
         case "residue_values":
             for position, (residue, value) in enumerate(zip(sequence, prediction.values, strict=True), start=1):
@@ -114,8 +109,7 @@ def _values(prediction: Prediction) -> dict[str, Any]:
     match prediction.card.kind:
         case "residue_classes" | "residue_flags":
             columns = list(prediction.card.labels)
-            labels = prediction.labels if _are_letters(columns) else prediction.residue_labels
-            return {"labels": labels, "columns": columns, "probabilities": rounded}
+            return {"labels": prediction.labels, "columns": columns, "probabilities": rounded}
         case "sequence_class":
             named = dict(zip(prediction.card.labels, rounded, strict=True))
             return {"label": prediction.labels, "probabilities": named}

@@ -79,10 +79,11 @@ class LetterCount:
     def add(self, record: Record) -> None:
         self.gaps += record.gaps
         self.stops += record.stops
+        self.unknown += record.stops
         if record.stops and self._refuse_unknown:
             raise InputError(
                 f"{record} has a stop (*) inside its sequence",
-                hint="Is it a pseudogene or a wrong reading frame? --unknown x reads stops as X.",
+                hint="Is it a pseudogene or a wrong reading frame? Where unknown letters are allowed, it is read as X.",
             )
         if others := record.sequence.translate(self._allowed):
             self.unknown += len(others)

@@ -140,7 +140,7 @@ class Unpacked(io.RawIOBase):
         except ImportError as error:
             raise DependencyError(
                 f"{name}: is compressed by zstd, which takes the package zstandard",
-                hint="pip install zstandard, or unpack it first: zstd -dc FILE > new.fasta",
+                hint="pip install 'protembed[zstd]', or unpack it first: zstd -dc FILE > new.fasta",
             ) from error
 
     def readable(self) -> bool:

@@ -1,6 +1,7 @@
 """Text files, compressed or not: opened by their content, and refused with advice when they are something else."""
 
 import codecs
+import errno
 import io
 import os
 import shlex
@@ -96,7 +97,7 @@ def open_bytes(path: AnyPath, name: str) -> AbstractContextManager[IO[bytes]]:
     """Open a file, or standard input (`-`), which stays open afterwards. Raises InputError."""
     if str(path) == "-":
         if sys.stdin is None:
-            raise InputError("standard input is closed", hint="Name a file, or pipe the records in.")
+            raise unreadable(name, OSError(errno.EBADF, ""))
         return nullcontext(sys.stdin.buffer)
     try:
         return open(path, "rb")
@@ -108,6 +109,8 @@ def open_bytes(path: AnyPath, name: str) -> AbstractContextManager[IO[bytes]]:
 
 def unreadable(name: str, error: OSError) -> InputError:
     """Turn what the system says into an InputError."""
+    if error.errno == errno.EBADF:
+        return InputError(f"{name} is closed", hint="Name a file, or pipe the records in.")
     hint = "Name the files in it." if isinstance(error, IsADirectoryError) else "Check the path."
     return InputError(f"{name}: cannot be read ({error.strerror or error})", hint=hint)
 

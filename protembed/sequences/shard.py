@@ -66,9 +66,9 @@ def _not_a_shard(text: str) -> UsageError:
 
 
 def _array() -> dict[str, int]:
-    """Return what SLURM says of this task and of the array that was submitted: ID, MIN, MAX, COUNT, STEP."""
+    """Return what SLURM says of this task and of the array that was submitted: ID, MIN, MAX, COUNT."""
     found = {}
-    for name in ("ID", "MIN", "MAX", "COUNT", "STEP"):
+    for name in ("ID", "MIN", "MAX", "COUNT"):
         value = os.environ.get(f"SLURM_ARRAY_TASK_{name}", "")
         if value.isascii() and value.isdigit() and len(value) < 10:
             found[name] = int(value)
@@ -100,7 +100,7 @@ def _part_of_whole_array() -> Shard:
     if first is None or count is None:
         raise UsageError("--shard slurm: not in a SLURM job array", hint="sbatch --array=1-8 ...")
     last = array.get("MAX", first + count - 1)
-    if count < 2 or array.get("STEP", 1) != 1 or last - first + 1 != count or not first <= array["ID"] <= last:
+    if count < 2 or last - first + 1 != count or not first <= array["ID"] <= last:
         raise UsageError(
             f"--shard slurm: {count} of the tasks {first} to {last} are no whole array: how many shards are there?",
             hint="Say it: --shard slurm/8 for the tasks 1 to 8. Then some of them can be submitted again, too.",

@@ -38,7 +38,7 @@ def _check_path(text: str) -> None:
     if text.lstrip()[:1] == ">" and "\n" in text:
         raise InputError("a string is read as a path, and this one holds FASTA", hint="Save it to a file first.")
     alike = text.isalpha() or ("\n" not in text and text.rstrip("*").replace("-", "").isalpha())
-    if alike and text != "-" and (len(text) > 255 or not os.path.exists(text)):
+    if alike and text != "-" and not os.path.exists(text):
         shown = text if len(text) <= 60 else f"{text[:60]}..."
         raise InputError(f"{shown!r} is no file", hint="Give sequences as a list: [sequence].")
 

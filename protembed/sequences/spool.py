@@ -1,5 +1,6 @@
 """Input that can be read once only (standard input, pipes): copied to a temporary file, under its own name."""
 
+import errno
 import io
 import os
 import re
@@ -76,7 +77,7 @@ def _status(word: str) -> os.stat_result | None:
 
 def _status_of_standard_input() -> os.stat_result:
     if sys.stdin is None:
-        raise InputError("standard input is closed", hint="Name a file, or pipe the records in.")
+        raise unreadable("standard input", OSError(errno.EBADF, ""))
     try:
         return os.fstat(sys.stdin.fileno())
     except (OSError, ValueError) as error:
@@ -132,9 +133,11 @@ def _copy(read: Callable[[], bytes], name: str, choices: Sequence[Path], made: l
     held: Path | None = None
     size, data, reason = 0, b"", "there is no folder for temporary files"
     for choice in choices:
+        folder = None
         try:
-            made.append(Path(tempfile.mkdtemp(prefix=".protembed-", dir=choice)))
-            path = made[-1] / "input"
+            folder = Path(tempfile.mkdtemp(prefix=".protembed-", dir=choice))
+            made.append(folder)
+            path = folder / "input"
             with open(path, "wb", buffering=0) as file:
                 if held is not None:
                     _append_start(file, held, size)
@@ -145,7 +148,10 @@ def _copy(read: Callable[[], bytes], name: str, choices: Sequence[Path], made: l
             return path
         except OSError as error:
             reason = f"{choice}: {error.strerror or error}"
-            held = path if size and held is None else held
+            if folder is not None and size and held is None:
+                held = folder / "input"
+            elif folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
     raise OutputError(
         f"{name} can be read once, and there is no room for its copy ({reason})",
         hint="Set TMPDIR to a folder with room, or save it to a file first.",
@@ -156,7 +162,8 @@ def _append_start(file: io.FileIO, path: Path, size: int) -> None:
     """Append the first `size` bytes of another file."""
     with open(path, "rb") as other:
         while size:
-            data = other.read(min(size, _CHUNK))
+            if not (data := other.read(min(size, _CHUNK))):
+                raise OSError(errno.EIO, "the copy is cut short")
             _append(file, data)
             size -= len(data)
 

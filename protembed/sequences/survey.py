@@ -143,16 +143,14 @@ def survey(
     sequence at all, and for unknown letters and stops when refused.
     """
     states = tuple(FileState.of(path) for path in files)
-    lengths, names, contents = array("i"), array("Q"), array("Q")
-    state = hashlib.blake2b(digest_size=16)
+    lengths, names, contents, state = array("i"), array("Q"), array("Q"), hashlib.blake2b(digest_size=16)
     letters = LetterCount(alphabet, unknown, expect)
     for record in read():
         lengths.append(len(record.sequence))
         if record.sequence or key == "id":  # empty records have no result that would need a name of its own
             names.append(_short(key_of(record, key)))
-        content = content_of(record)
+        state.update(content := content_of(record))
         contents.append(short_content(content))
-        state.update(content)
         letters.add(record)
     if not lengths:
         raise InputError("the input holds no records", hint="It should hold FASTA records.")
@@ -164,16 +162,16 @@ def survey(
         contents=np.array(contents, dtype=np.uint64),
         files=states,
         repeated=frozenset(unique[counts > 1].tolist()),
-        unknown=letters.unknown + letters.stops,
+        unknown=letters.unknown,
         stops=letters.stops,
         gaps=letters.gaps,
-        others=dict(letters.others),
+        others=letters.others,
         digest=state.hexdigest(),
     )
 
 
 def assign_keys(
-    records: Iterable[Record], found: Survey, *, kind: KeyKind, policy: DuplicatePolicy, hint: str = _DUPLICATES
+    records: Iterable[Record], found: Survey, *, kind: KeyKind, policy: DuplicatePolicy
 ) -> Iterator[tuple[str | None, Record]]:
     """Give every record its key, in order; None marks a later record of the same key under the policy `first`.
 
@@ -199,16 +197,8 @@ def assign_keys(
         else:
             raise InputError(
                 f"{record} has the {_noun(kind)} of {seen[key]}",
-                hint=hint,
+                hint=_DUPLICATES,
             )
-
-
-def assign_distinct_keys(records: Iterable[Record], found: Survey, *, kind: KeyKind) -> Iterator[tuple[str, Record]]:
-    """Give every record its key, in order. Raises InputError at a key that comes twice: no option keeps both."""
-    hint = "Give one of them another id, or remove it."
-    for key, record in assign_keys(records, found, kind=kind, policy="error", hint=hint):
-        assert key is not None
-        yield key, record
 
 
 def _noun(kind: KeyKind) -> str:

@@ -100,6 +100,14 @@ def test_what_a_terminal_shows(place: Path, err: str) -> None:
     assert "┃" in drawn.out.decode()
 
 
+def test_odd_ids_are_escaped_on_a_terminal_and_nowhere_else(place: Path) -> None:
+    write_fasta(place / "x.fasta", {"a\u202eb": "MKT"})
+    shown = type_in_terminal(*PREDICT, folder=place, out="terminal")
+    assert shown.out.decode().splitlines()[1].startswith("a\\u202eb\tss3\t1\tM")
+    piped = ran(*PREDICT, folder=place)
+    assert piped.stdout.decode().splitlines()[1].startswith("a\u202eb\tss3\t1\tM")
+
+
 def test_the_bar_is_on_the_terminal_and_not_in_the_data(place: Path) -> None:
     typed = type_in_terminal(*PREDICT, folder=place, out="file", err="terminal")
     assert "residues/s" in typed.err

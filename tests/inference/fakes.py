@@ -27,6 +27,7 @@ class FakeBackend:
     """
 
     description = "fake, cpu, float32"
+    computed_with = "fake, cpu, float32"
 
     def __init__(self, *, budget: int = 60, huge: str = "") -> None:
         config = EncoderConfig(vocab_size=len(PROTEMBED), d_model=WIDTH, n_layers=1, n_heads=2, d_ff=16, mask_id=1)

@@ -18,8 +18,7 @@ from protembed.models.protein_model import ProteinModel
 from protembed.outputs import plots
 from protembed.sequences.records import Record
 from protembed.sequences.windows import Failure
-from protembed.training.pretrain.config import ModelSection
-from protembed.training.pretrain.pretrain import make_card
+from protembed.training.pretrain.config import ModelSection, make_card
 from tests.conftest import GOLDEN, Run, write_fasta
 
 ESM2 = GOLDEN / "esm2_hf"

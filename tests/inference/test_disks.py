@@ -54,7 +54,7 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_the_run_is_resumed(
     """Whatever is the first that has no room: lock, folder, journal, the finished file, its list of failures."""
     finish(prepare(fasta, tmp_path / "whole.h5", options=SKIP))
     run = prepare(fasta, small / "out.h5", options=SKIP)
-    with pytest.raises(OutputError, match="the disk is full|GB are free"):
+    with pytest.raises(OutputError, match=r"the disk is full|GB are free"):
         filler = None
         for number, _ in enumerate(run.run()):
             if number == (1 if leave else 0):
@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_for_a_moment_loses_nothing(tmp_path: Path, fasta: P
 
 def test_the_space_that_a_run_takes_is_asked_for_before_it(tmp_path: Path, small: Path) -> None:
     fasta = proteins(tmp_path, 200)
-    with pytest.raises(OutputError, match="the output takes about 0.00025 GB until it is complete"):
+    with pytest.raises(OutputError, match=r"the output takes about 0\.00025 GB until it is complete"):
         finish(prepare(fasta, small / "out.h5"))
     assert list(small.iterdir()) == []
     with pytest.raises(OutputError, match="small: the output takes about"):
@@ -264,6 +264,24 @@ def test_a_work_folder_that_is_a_link_is_not_followed(tmp_path: Path, fasta: Pat
         with pytest.raises(OutputError, match="is a link"):
             finish(prepare(fasta, tmp_path / "out.h5", **words))
     assert (tmp_path / "precious" / "journal").read_text() == "precious"
+
+
+def test_an_output_in_the_work_folder_of_another_is_refused(tmp_path: Path, fasta: Path) -> None:
+    (tmp_path / "out.h5.partial").mkdir()
+    with pytest.raises(OutputError, match="lies in the work folder"):
+        finish(prepare(fasta, tmp_path / "out.h5", tmp_path / "out.h5.partial" / "r.h5", overwrite=True))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of other users can be made by root only")
+def test_a_planted_journal_is_not_resumed(tmp_path: Path, fasta: Path) -> None:
+    """Where everyone may write, as in /tmp; a shared folder of a project is resumed by whoever may write there."""
+    stop_after(prepare(fasta, tmp_path / "out.h5"), 3)
+    os.chown(tmp_path / "out.h5.partial" / "journal", 12345, 12345)
+    tmp_path.chmod(0o1777)
+    with pytest.raises(OutputError, match="belongs to another user"):
+        finish(prepare(fasta, tmp_path / "out.h5", resume=True))
+    tmp_path.chmod(0o775)
+    finish(prepare(fasta, tmp_path / "out.h5", resume=True))
 
 
 def test_files_of_an_older_version_in_a_work_folder_are_cleared(tmp_path: Path, fasta: Path) -> None:

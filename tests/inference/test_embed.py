@@ -9,7 +9,7 @@ import pytest
 from protembed.backends.base import Output, Outputs
 from protembed.backends.torch_backend import TorchBackend
 from protembed.errors import InputError, OutOfMemoryError, UsageError
-from protembed.inference.embed import Embedding, EmbedOptions, embed, embed_batches
+from protembed.inference.embed import Embedding, EmbedOptions, Pool, embed, embed_batches
 from protembed.models.protein_model import ProteinModel
 from protembed.sequences.batching import TokenBatch
 from protembed.sequences.records import Record
@@ -99,6 +99,33 @@ def test_windows_of_a_long_protein_are_averaged(backend: TorchBackend) -> None:
     np.testing.assert_allclose(item.vector, (total / count).mean(axis=0), atol=1e-5)
 
 
+def windows_of(record: Record, backend: TorchBackend, pool: Pool) -> tuple[list[Embedding], Embedding]:
+    """Return the embeddings of a protein's windows of 60 residues, each by itself, and that of the whole protein."""
+    (whole,) = embeddings([record], backend, EmbedOptions(pool=pool, residues=True, max_length=60))
+    starts = (0, 45, len(record.sequence) - 60)
+    parts = [Record("w", record.sequence[start : start + 60]) for start in starts]
+    return [embeddings([part], backend, EmbedOptions(pool=pool, residues=True))[0] for part in parts], whole
+
+
+def test_the_maximum_of_a_long_protein_is_that_of_its_residues(backend: TorchBackend) -> None:
+    _, whole = windows_of(RECORDS[2], backend, "max")
+    assert whole.residues is not None
+    assert whole.vector is not None
+    np.testing.assert_array_equal(whole.vector, whole.residues.max(axis=0))
+    assert (whole.vector > whole.residues.min(axis=0)).all()
+    _, both = windows_of(RECORDS[2], backend, "mean+max")
+    assert both.vector is not None
+    np.testing.assert_allclose(both.vector[32:], whole.vector, atol=1e-6)
+
+
+def test_the_first_token_of_a_long_protein_is_the_mean_of_its_windows(backend: TorchBackend) -> None:
+    windows, whole = windows_of(RECORDS[2], backend, "cls")
+    vectors = [window.vector for window in windows if window.vector is not None]
+    assert len(vectors) == 3
+    assert np.abs(vectors[0] - np.mean(vectors, axis=0)).max() > 1e-3, "one window would do"
+    np.testing.assert_allclose(whole.vector, np.mean(vectors, axis=0), atol=1e-5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("max_tokens", [10, 130, 100_000])
 def test_windows_do_not_depend_on_the_batch(backend: TorchBackend, max_tokens: int) -> None:
     options = EmbedOptions(pool="cls", residues=True, max_length=40, max_tokens=max_tokens)
@@ -128,6 +155,17 @@ def test_batches_end_between_records(backend: TorchBackend) -> None:
         assert first.vector is not None
         assert again.vector is not None
         assert first.vector.tobytes() == again.vector.tobytes()
+
+
+def test_batches_end_between_records_even_where_windows_fail(model: ProteinModel) -> None:
+    """The windows that are left of a failed protein are in a batch: a run that goes on must find it as it was."""
+    options = EmbedOptions(max_length=40, max_tokens=100)
+    records = [Record("long", "W" * 300), *RECORDS]
+    batches = list(embed_batches(records, SmallBackend(model, 41), options))
+    for number in range(1, len(batches)):
+        done = sum(len(batch) for batch in batches[:number])
+        rest = list(embed_batches(records[done:], SmallBackend(model, 41), options))
+        assert [[i.record.id for i in b] for b in rest] == [[i.record.id for i in b] for b in batches[number:]]
 
 
 def test_truncate_skip_and_error(backend: TorchBackend) -> None:

@@ -29,16 +29,16 @@ FORMATS = ("tsv", "jsonl", "fasta", "h5")
 
 
 class FakePredictor(FakeBackend):
-    """Has a head of residues, ss3, and one of proteins, place."""
+    """Has a head of residues, ss3, and one of proteins, place, which has these labels."""
 
-    def __init__(self, labels: tuple[str, ...] = ("H", "E", "C"), **words: Any) -> None:
+    def __init__(self, labels: tuple[str, ...] = ("in", "out", "both"), **words: Any) -> None:
         super().__init__(**words)
         shape = {"d_input": 8, "layers": (1,)}
         own = {"encoder": "fake", "encoder_sha256": self.card.sha256, "sha256": "1" * 64}
         residues = HeadConfig(kind="residue_classes", outputs=3, **shape)  # type: ignore[arg-type]
         protein = HeadConfig(kind="sequence_class", outputs=3, **shape)  # type: ignore[arg-type]
         self.included = {
-            "ss3": HeadCard(task="ss3", config=residues, labels=labels, **own),  # type: ignore[arg-type]
+            "ss3": HeadCard(task="ss3", config=residues, labels=("H", "E", "C"), **own),  # type: ignore[arg-type]
             "place": HeadCard(task="place", config=protein, labels=labels, **own),  # type: ignore[arg-type]
         }
 
@@ -138,25 +138,18 @@ def test_labels_cannot_add_rows(tmp_path: Path, form: str) -> None:
     fasta = tmp_path / "in.fasta"
     fasta.write_text(">a\nMKT\n")
     labels = ("x\nfalse\tss3\t1", "y\u2028\x1b[31m", "z\r\n\ud800")
-    finish(start(fasta, tmp_path / f"out.{form}", form=form, backend=FakePredictor(labels=labels)))
-    text = (tmp_path / f"out.{form}").read_bytes().decode()
-    assert len(text.splitlines()) == {"tsv": 4, "jsonl": 1}[form]
-    if form == "tsv":
-        assert {line.count("\t") for line in text.splitlines()} == {6}
-    with pytest.raises(UsageError, match="takes one task of residue labels"):
-        start(fasta, tmp_path / "out.fasta", backend=FakePredictor(labels=labels))
-
-
-def test_labels_of_several_letters(tmp_path: Path, fasta: Path) -> None:
-    labels = ("helix", "strand", "coil")
-    finish(start(fasta, tmp_path / "out.tsv", backend=FakePredictor(labels=labels), plots=tmp_path / "plots"))
-    rows = [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()[1:]]
-    assert {row[5] for row in rows} == set(labels)
+    out = tmp_path / f"out.{form}"
+    for first in range(3):
+        backend = FakePredictor(labels=labels[first:] + labels[:first])
+        finish(start(fasta, out, tasks="place", backend=backend, overwrite=True))
+        text = out.read_bytes().decode()
+        assert len(text.splitlines()) == {"tsv": 2, "jsonl": 1}[form]
+        assert text.count("\t") == {"tsv": 12, "jsonl": 0}[form]
 
 
 def test_hostile_cards_do_not_end_a_run_at_its_end(tmp_path: Path, fasta: Path) -> None:
     labels = ("a\0b", "\ud800", "c")
-    finish(start(fasta, tmp_path / "out.h5", backend=FakePredictor(labels=labels)))
+    finish(start(fasta, tmp_path / "out.h5", tasks="place", backend=FakePredictor(labels=labels)))
     with h5py.File(tmp_path / "out.h5") as file:
         assert file.attrs["labels"] == "a\\0b\t\\ud800\tc"
 
@@ -228,6 +221,13 @@ def test_a_device_is_written_to_and_stays_one(tmp_path: Path, fasta: Path) -> No
     assert (tmp_path / "link.tsv").is_symlink()
     with pytest.raises(OutputError, match="/dev/full: cannot be written \\(No space left"):
         finish(start(fasta, "/dev/full"))
+
+
+@pytest.mark.filterwarnings("ignore:.*has no result")
+def test_a_stream_that_is_stopped_has_kept_nothing(fasta: Path) -> None:
+    run = start(fasta, "/dev/null")
+    stop_after(run, 3)
+    assert run.kept == ""
 
 
 def test_a_folder_is_no_output(tmp_path: Path, fasta: Path) -> None:

@@ -210,16 +210,26 @@ def test_the_batches_of_the_first_run_are_those_of_the_next(tmp_path: Path, undi
     assert outputs(tmp_path) == undisturbed
 
 
+def test_who_asks_for_smaller_batches_gets_them(tmp_path: Path, fasta: Path) -> None:
+    """As after a run that had too little memory."""
+    stop_after(start(tmp_path), 3)
+    done = scan(tmp_path / "out.h5.partial" / "journal").done
+    backend = FakeBackend()
+    options = EmbedOptions(pool="mean", residues=True, long="skip", max_length=36, max_tokens=1)
+    finish(prepare(fasta, tmp_path / "out.h5", tmp_path / "r.h5", options=options, resume=True, backend=backend))
+    assert backend.batches == 12 - done - 1, "one record in each, and one failure"
+
+
 def test_another_gpu_may_resume_and_another_arithmetic_may_not(tmp_path: Path, fasta: Path) -> None:
-    def backend(description: str) -> FakeBackend:
+    def backend(description: str, computed_with: str) -> FakeBackend:
         made = FakeBackend()
-        made.description = description
+        made.description, made.computed_with = description, computed_with
         return made
 
-    stop_after(start(tmp_path, backend=backend("torch, cuda:0, bfloat16")), 3)
+    stop_after(start(tmp_path, backend=backend("torch, cuda:0, bfloat16", "torch, cuda, bfloat16")), 3)
     with pytest.raises(OutputError, match="is from a run with other input, model or options"):
-        finish(start(tmp_path, resume=True, backend=backend("torch, cpu, float32")))
-    finish(start(tmp_path, resume=True, backend=backend("torch, cuda:1, bfloat16")))
+        finish(start(tmp_path, resume=True, backend=backend("torch, cpu, float32", "torch, cpu, float32")))
+    finish(start(tmp_path, resume=True, backend=backend("torch, cuda:1, bfloat16", "torch, cuda, bfloat16")))
 
 
 @pytest.mark.parametrize("change", ["options", "key", "store_dtype", "input", "shard"])

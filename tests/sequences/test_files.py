@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from protembed.errors import DependencyError, InputError
-from protembed.sequences import compression
-from protembed.sequences.records import LONGEST, Record, read_fasta
+from protembed.sequences import compression, records
+from protembed.sequences.records import Record, read_fasta
 
 FASTA = b">a first\nMKTAYIAKQR\n>b\nMKV\n"
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "xz": lzma.compress, "bzip2": bz2.compress}
@@ -120,9 +121,21 @@ class TestBombs:
         ],
         ids=["one-line", "many-lines", "header", "blank", "blank-inside", "comment"],
     )
-    def test_a_record_of_unlimited_size(self, tmp_path: Path, first: bytes, unit: bytes, message: str) -> None:
-        bomb = bz2.compress(first) + bz2.compress(unit) * (2 * LONGEST // len(unit))
+    def test_a_record_of_unlimited_size(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, unit: bytes, message: str
+    ) -> None:
+        monkeypatch.setattr(records, "LONGEST", 100_000)
+        bomb = bz2.compress(first) + bz2.compress(unit) * 10
         assert message in str(refusal(tmp_path / "bomb.bz2", bomb))
+
+    def test_memory_is_bounded(self, tmp_path: Path) -> None:
+        bomb = bz2.compress(b">a\n") + bz2.compress(b"A" * (1 << 24)) * 100
+        tracemalloc.start()
+        try:
+            assert "record 'a' has more than 10,000,000" in str(refusal(tmp_path / "bomb.bz2", bomb))
+            assert tracemalloc.get_traced_memory()[1] < 1 << 27
+        finally:
+            tracemalloc.stop()
 
     def test_records_without_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compression, "LARGE", 1 << 20)
@@ -188,6 +201,12 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path, content: bytes,
     error = refusal(tmp_path / "a", content)
     assert message in str(error)
     assert "iconv -f latin1" not in error.hint
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_the_line_that_is_not_utf8_is_named(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    text = FASTA * 10_000 + b">b \xe9\nMK\n" + FASTA * 10_000
+    assert "line 40001: not text in UTF-8" in str(refusal(tmp_path / "a", pack(text)))
 
 
 @pytest.mark.parametrize("path", ["a\0b", ""])

@@ -98,3 +98,14 @@ def test_a_change_during_the_second_pass_is_noticed(tmp_path: Path) -> None:
     list(islice(stream, 2))
     with pytest.raises(InputError, match="record 'd' was not there"):
         reading.finish()
+
+
+def test_a_change_outside_the_slice_that_keeps_size_and_time_is_refused_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "in.fasta"
+    reading = begin(path)
+    next(iter(reading))
+    before = path.stat()
+    path.write_text(TEXT.replace("MKLL", "MKLA"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match="record 'c'"):
+        reading.finish()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from protembed.errors import InputError
+from protembed.sequences import records
 from protembed.sequences.records import Record, clean, read_fasta
 
 
@@ -112,8 +113,8 @@ def test_comments_are_left_out(tmp_path: Path, text: bytes) -> None:
 
 def test_an_alignment_is_read_as_its_sequences(tmp_path: Path) -> None:
     """In A3M lower-case letters are residues that the query has not: they belong to the protein."""
-    records = read(tmp_path / "a.a3m", b"#5\t1\n>query\nMKTAY\n>hit\nMK-acA.\n")
-    assert [(record.id, record.sequence, record.gaps) for record in records] == [
+    found = read(tmp_path / "a.a3m", b"#5\t1\n>query\nMKTAY\n>hit\nMK-acA.\n")
+    assert [(record.id, record.sequence, record.gaps) for record in found] == [
         ("query", "MKTAY", 0),
         ("hit", "MKACA", 2),
     ]
@@ -177,3 +178,15 @@ def test_headers_that_no_output_can_hold(record: Record) -> None:
 def test_inner_stops_are_counted() -> None:
     record = clean(Record("a", "MK*TA**"))
     assert (record.sequence, record.stops) == ("MKXTAX", 2)
+
+
+def test_the_limit_is_one_of_each_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "LONGEST", 50)
+    text = b"".join(b">r%d\n%s\n" % (number, b"MKTAY\n" * 7) for number in range(20))
+    assert len(read(tmp_path / "a.fasta", text)) == 20
+    with pytest.raises(InputError, match="line 1: record 'a' has more than 50 characters"):
+        read(tmp_path / "b.fasta", b">a\n" + b"MKTAY\n" * 9)
+    with pytest.raises(InputError, match="line 3: the header has more than 50"):
+        read(tmp_path / "c.fasta", b">a\nMK\n>b " + b"x" * 60 + b"\nMK\n")
+    with pytest.raises(InputError, match="record 'a' has more than 50"):
+        clean(Record("a", "M" * 51))

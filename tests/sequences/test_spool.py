@@ -151,6 +151,7 @@ def test_a_full_temporary_folder_is_left_for_that_of_the_output(
     with pipe(FASTA) as word, input_files([word], beside=output) as (path,):
         assert output in Path(os.fspath(path)).parents
         assert Path(os.fspath(path)).read_bytes() == FASTA
+        assert not any(scratch.rglob("input"))
     assert list(output.iterdir()) == list(scratch.iterdir()) == []
 
 

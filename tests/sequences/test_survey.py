@@ -117,3 +117,17 @@ def test_budget_words() -> None:
     for wrong in ("0", "-1", "many"):
         with pytest.raises(UsageError):
             parse_budget(wrong)
+
+
+@pytest.mark.parametrize("kind", ["md5", "biotrainer"])
+@pytest.mark.parametrize("policy", ["error", "suffix", "first"])
+def test_empty_records_do_not_share_a_key(kind: KeyKind, policy: DuplicatePolicy) -> None:
+    records = [Record("a", ""), Record("b", "MK"), Record("c", "")]
+    assert look(records, kind).repeated == frozenset()
+    assert None not in keys(records, policy, kind)
+    assert len(keys(records, policy, kind)) == 3
+
+
+def test_empty_records_of_one_id_are_duplicates() -> None:
+    with pytest.raises(InputError, match="same id"):
+        keys([Record("a", ""), Record("a", "MK")], "error")

@@ -433,6 +433,30 @@ def test_bad_configurations(rule: Job, one: str, other: str, message: str) -> No
         rule.make(one, other)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = " + "[" * 100_000,
+        "[train]\nout = 'run'\nepochs = " + "9" * 5000,
+        "[train]\nout = 'run'\nepochs = 0x" + "f" * 5000,
+        "[train]\nout = 'run'\nlearning_rate = 0x" + "f" * 5000,
+        "[train]\nout = [" + "'a'," * 10_000 + "]",
+        "[train]\nout = 1979-05-27",
+        "[[train]]\nout = 'run'",
+        "task = 3",
+        "[" + "a." * 20_000 + "b]",
+        "\0",
+    ],
+    ids=range(10),
+)
+def test_configurations_of_nonsense_are_one_clear_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "task.toml"
+    path.write_text(f"{text}\n" + ("[task]\nname = 'ss3'\n[data]\npath = 'data'\n" if "[train]" in text else ""))
+    with pytest.raises(UsageError, match=r"task\.toml") as caught:
+        load_task_config(path)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_head_of_no_numbers_is_not_written(rule: Job) -> None:
     trainer = rule.make("train.epochs=1", "train.learning_rate=1e38", "train.batch_tokens=100000")
     with pytest.raises(TrainingError, match="what the head says is not a number"):

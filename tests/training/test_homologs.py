@@ -148,6 +148,23 @@ class TestHits:
         assert corpus.statistics.homologs is not None
         assert corpus.statistics.homologs.own == 1
 
+    def test_a_near_copy_counts_a_twentieth(self, tmp_path: Path) -> None:
+        sequence = SEQUENCES["P1"]
+        source = write_fasta(tmp_path / "a.fasta", {"q": sequence, "near": f"W{sequence[1:]}", "far": "W" * 37})
+        hits = tmp_path / "h.tsv"
+        identity = [
+            f"{sum(a == b for a, b in zip(sequence, t, strict=True)) / 37:.3f}" for t in (f"W{sequence[1:]}", "W" * 37)
+        ]
+        names = zip(("near", "far"), identity, strict=True)
+        hits.write_text("".join(f"q\t{name}\t{share}\t1\t37\t1\t37\t0\t37M\n" for name, share in names))
+        corpus = prepare_corpus([str(source)], tmp_path / "c", PROTEMBED, homologs=[str(hits)])
+        counts = corpus.train.counts(0)
+        column = STANDARD_RESIDUES.index("W")
+        far = 1 - float(identity[1])
+        assert counts[0, column] == pytest.approx(0.05 + far, rel=0.03)
+        own = STANDARD_RESIDUES.index(sequence[1])
+        assert counts[1, own] == pytest.approx(0.05, rel=0.03)
+
     def test_letters_that_are_no_standard_residue_are_not_counted(self, tmp_path: Path) -> None:
         """Whether B and D are identical is up to the program that searched."""
         proteins = {"q": "MKTAYIAKDR", "t": "MKXAYIAUBR"}

@@ -126,6 +126,14 @@ class TestMasking:
         assert len(masked.places) == len(masked.targets) == 0
         assert (masked.tokens == tokens).all()
 
+    def test_of_a_short_protein_at_least_one_residue_is_chosen(self) -> None:
+        masked = mask_tokens(PROTEMBED.encode("MK"), PROTEMBED, MaskSection(rate=0.01), np.random.default_rng(0))
+        assert len(masked.places) == 1
+
+    def test_groups_are_a_seventh_each(self) -> None:
+        groups = hide_groups(PROTEMBED.encode("MKTAYIAKQR" * 3), PROTEMBED, np.random.default_rng(0))
+        assert [len(group.places) for group in groups] == [5, 5, 4, 4, 4, 4, 4]
+
     def test_groups_hide_every_residue_once(self) -> None:
         tokens = PROTEMBED.encode(SEQUENCES["sp|P01308|INS_HUMAN"] + "X")
         groups = hide_groups(tokens, PROTEMBED, np.random.default_rng(0))
@@ -560,6 +568,36 @@ def test_perplexity_of_a_model_that_knows_nothing_is_the_vocabulary(config_file:
     assert perplexity(found) == pytest.approx(len(PROTEMBED), rel=1e-5)
     standard = sum(letter in STANDARD_RESIDUES for sequence in SEQUENCES.values() for letter in sequence)
     assert sum(item.count for item in found) == standard
+
+
+def test_masks_differ_from_step_to_step_and_from_batch_to_batch(config_file: Path, tmp_path: Path) -> None:
+    write_fasta(tmp_path / "one.fasta", {"one": SEQUENCES["sp|P01308|INS_HUMAN"][:90]})
+    words = [f"data.train={tmp_path}/one.fasta", f"data.corpus={tmp_path}/one", "train.accumulate=3"]
+    trainer = trainer_of(load_config(config_file, [*words, "train.batch_tokens=92"]))
+    steps = itertools.islice(trainer.steps.after(Cursor(), 0), 3)
+    places = [tuple(batch.question.places) for step in steps for batch in step.batches]
+    assert len(places) == len(set(places)) == 9
+    again = next(trainer.steps.after(Cursor(), 0)).batches
+    assert [tuple(batch.question.places) for batch in again] == places[:3]
+
+
+def test_the_end_of_a_run_is_evaluated_and_saved_and_only_the_newest_checkpoints_are_kept(
+    config_file: Path, tmp_path: Path
+) -> None:
+    words = ["train.steps=13", "train.checkpoint_every=4", "train.evaluate_every=5", "train.keep_checkpoints=2"]
+    reports = list(trainer_of(load_config(config_file, words)).run())
+    assert [report.step for report in reports if report.valid_perplexity is not None] == [5, 10, 13]
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step_00000012", "step_00000013"]
+    tokens = [report.tokens for report in reports]
+    assert tokens == sorted(set(tokens))
+    assert tokens[-1] == pytest.approx(13 * tokens[0], rel=0.5)
+
+
+def test_validation_proteins_are_cut_as_training_ones_are(config_file: Path) -> None:
+    trainer = trainer_of(load_config(config_file, ["data.max_residues=40"]))
+    assert [len(protein) for protein in trainer.valid.proteins] == [42, 42, 42]
+    whole = PROTEMBED.encode(next(iter(SEQUENCES.values())))
+    assert trainer.valid.proteins[0][:41].tolist() == whole[:41].tolist()
 
 
 def test_every_protein_is_scored_on_residues_of_its_own_draw(config_file: Path) -> None:

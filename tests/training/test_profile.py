@@ -25,10 +25,11 @@ from protembed.training.corpus.packing import Cursor
 from protembed.training.curve import draw_curve
 from protembed.training.optimizer import build_optimizers
 from protembed.training.pretrain.batches import Shape
-from protembed.training.pretrain.config import ModelSection, TrainSection, load_config, make_card
+from protembed.training.pretrain.config import ModelSection, ObjectiveSection, TrainSection, load_config, make_card
 from protembed.training.pretrain.perplexity import score_proteins
 from protembed.training.pretrain.pretrain import Trainer
 from protembed.training.pretrain.profile import profile_targets
+from protembed.training.pretrain.start import pseudocounts
 from tests.conftest import SEQUENCES, write_fasta
 from tests.training.test_parallel import Runs, finish, start, wait_for_step
 from tests.training.test_parallel import losses as losses_of
@@ -123,6 +124,17 @@ class TestLoss:
             norms.append(float(bias.norm()))
         assert norms[0] == pytest.approx(share * norms[1], rel=1e-4)
 
+    def test_the_weight_of_profiles(self, config_file: Path) -> None:
+        norms = []
+        for weight in (1.0, 2.5):
+            trainer = trainer_of(load_config(config_file, [f"objective.profile={weight}"]))
+            loss, _ = trainer._loss(next(trainer.steps.after(Cursor(), 0)).batches[0], 10, 10)
+            loss.backward()  # type: ignore[no-untyped-call]
+            bias = trainer.module.model.profile_head.bias.grad
+            assert bias is not None
+            norms.append(float(bias.norm()))
+        assert norms[1] == pytest.approx(2.5 * norms[0], rel=1e-4)
+
     def test_accumulated_batches_weigh_by_their_residues(self, config_file: Path) -> None:
         """The gradient is the mean over all residues of a step, however they are divided."""
         trainer = trainer_of(load_config(config_file, [*PROFILE, "train.accumulate=2", "train.clip=1e9"]))
@@ -155,6 +167,34 @@ class TestLoss:
             expected = trainer.module(*batch.on(torch.device("cpu"))).sum().item()
             found = trainer.module(inputs[0], kept, *inputs[2:]).sum().item()
         assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_targets_are_of_the_true_residues_where_the_input_is_hidden(config_file: Path) -> None:
+    words = [*PROFILE, "mask.rate=1.0", "mask.masked=1.0", "mask.random=0.0", "objective.background=0.0"]
+    trainer = trainer_of(load_config(config_file, words))
+    (batch,) = next(trainer.steps.after(Cursor(), 0)).batches
+    assert batch.profile is not None
+    own = np.zeros_like(batch.profile, dtype=bool)
+    own[batch.question.places, [list(PROTEMBED.standard_ids).index(row) for row in batch.question.targets]] = True
+    assert (batch.question.tokens[batch.question.places] == PROTEMBED.mask_id).all()
+    assert (batch.profile[own] > 0).all()
+
+
+def test_the_background_is_the_composition_of_the_corpus_times_its_weight(config_file: Path) -> None:
+    corpus = open_corpus(config_file.parent / "corpus", PROTEMBED)
+    read = "".join([*SEQUENCES.values(), "MKTAYIAKQRQISFVKSHFSRQ", "MLKQVEIFTDGSCLGNPG"])
+    counts = np.array([read.count(letter) for letter in STANDARD_RESIDUES], dtype=float)
+    np.testing.assert_allclose(corpus.background, counts / counts.sum(), rtol=1e-5)
+    found = pseudocounts(corpus, ObjectiveSection(profile=1.0, background=3.0))
+    assert found is not None
+    np.testing.assert_allclose(found, 3 * counts / counts.sum(), rtol=1e-5)
+    assert pseudocounts(corpus, ObjectiveSection()) is None
+
+
+def test_profiles_of_validation_proteins_are_cut_with_them(config_file: Path) -> None:
+    trainer = trainer_of(load_config(config_file, [*PROFILE, "data.max_residues=7"]))
+    assert trainer.valid.profiles is not None
+    assert [len(profile) for profile in trainer.valid.profiles] == [9, 9]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -89,6 +89,9 @@ class HeadTrainer:
             f"{len(self.splits.train):,} proteins to train, {len(self.splits.valid):,} to validate, {self.device}",
             *self.splits.notes,
         ]
+        if (labels := self.splits.labels) and not self.task.coding.labels:
+            shown = ", ".join(labels[:12]) + (", ..." if len(labels) > 12 else "")
+            lines.append(f"{len(labels):,} classes in the data: {shown}")
         if long := self.train.long + self.valid.long:
             lines.append(f"{long:,} proteins of more than {self.config.data.max_residues} residues were cut")
         if self.config.frozen and self.head.config.reads == "hidden":

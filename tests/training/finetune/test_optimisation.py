@@ -18,15 +18,16 @@ from protembed.models.heads.registry import HEADS, make_head
 from protembed.models.packing import Packed
 from protembed.models.protein_model import ProteinModel
 from protembed.sequences.alphabet import PROTEMBED, STANDARD_RESIDUES
+from protembed.tasks import own_task
 from protembed.training.finetune.calibration import fit_temperature
 from protembed.training.finetune.config import EncoderSection, TrainSection, load_task_config
 from protembed.training.finetune.examples import Examples
 from protembed.training.finetune.lora import LowRank, adapt, settle
-from protembed.training.finetune.scoring import Answers
+from protembed.training.finetune.scoring import Answers, score
 from protembed.training.finetune.setup import class_weights
 from protembed.training.finetune.trainer import HeadTrainer
 from protembed.training.finetune.weights import Weights
-from tests.training.test_finetune import TOML, proteins, write_residues
+from tests.training.test_finetune import TOML, proteins, write_residues, write_targets
 
 CPU = torch.device("cpu")
 
@@ -292,3 +293,53 @@ def test_a_settled_encoder_computes_what_its_adapters_did(encoder: ProteinModel,
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2)
     assert all(torch.equal(p, p.to(dtype).float()) for p in encoder.parameters())
     assert not [name for name, _ in encoder.named_parameters() if "parametrizations" in name]
+
+
+def test_a_fully_trained_encoder_leaves_blocks_alone_that_the_head_does_not_read(encoder: ProteinModel) -> None:
+    adapt(encoder, EncoderSection(mode="full"), HeadConfig(kind="residue_classes", outputs=2, d_input=32, layers=(1,)))
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert {name.split(".")[2] for name in trained if name.startswith("encoder.blocks")} == {"0"}
+    assert "encoder.embedding.weight" in trained
+
+
+def test_flags_are_on_above_one_half() -> None:
+    """A logit of 0 is a probability of one half."""
+    task = own_task("own", "residue_flags", ("P", "Q"))
+    answers = Answers(
+        outputs=np.array([[0.1, -3.0], [0.4, -0.1], [-0.1, 2.0], [-2.0, 0.3]]),
+        targets=np.array([[True, False], [True, False], [False, True], [False, True]]),
+    )
+    assert score(task, answers) == {"mean_mcc": pytest.approx(1)}
+
+
+@pytest.mark.parametrize("store", ["float32", "float16"])
+def test_what_is_measured_is_what_is_written(tmp_path: Path, model_file: Path, store: str) -> None:
+    """Of encoder and head: figures in the head's file are those of its files, to the last digit."""
+    changes = ("encoder.mode=full", f"encoder.store_dtype={store}", f"head.store_dtype={store}", "train.epochs=2")
+    trainer = make(tmp_path, model_file, *changes, 'data.test=["test"]', "train.encoder_learning_rate=1e-2")
+    list(trainer.run())
+    written = checkpoint.load(tmp_path / "run" / "encoder.safetensors", device=CPU, dtype=torch.float32)
+    here = trainer.model.state_dict()
+    assert all(torch.equal(tensor, here[name]) for name, tensor in written.state_dict().items())
+    head, _ = load_head(trainer.result, device=CPU)
+    own = trainer.head.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in head.state_dict().items())
+
+
+def test_values_are_told_in_their_own_unit(tmp_path: Path, model_file: Path) -> None:
+    made = {name: (sequence, 100 + 7.5 * (len(sequence) % 5)) for name, sequence in proteins(60).items()}
+    write_targets(tmp_path / "data", made, ("train", "val", "test"))
+    path = tmp_path / "task.toml"
+    path.write_text(TOML.format(folder=tmp_path, model=model_file, name="own", kind="sequence_value"))
+    trainer = HeadTrainer(load_task_config(path, ["train.epochs=2", 'data.test=["test"]']))
+    list(trainer.run())
+    values = [value for _, value in made.values()][::3]
+    card = load_head(trainer.result, device=CPU)[1]
+    assert (card.scale, card.offset) == pytest.approx((np.std(values), np.mean(values)))
+    backend = TorchBackend(checkpoint.load(model_file, device=CPU))
+    evaluation = Evaluation(backend, EvaluateOptions(task=str(trainer.result), data=tmp_path / "data", draws=2))
+    list(evaluation.run())
+    found = {score.name: score.value for score in evaluation.report().scores}
+    for name in ("spearman", "rmse"):
+        assert card.training[f"test_{name}"] == pytest.approx(found[name], rel=2e-3, abs=2e-5)
+    assert found["rmse"] > 5

@@ -26,6 +26,7 @@ def test_classes_with_spaces_in_their_names_are_trained_whole(run: Run, model_fi
     (tmp_path / "in.fasta").write_bytes((CASES / "labels_with_spaces.fasta").read_bytes())
     done = run("train", "--config", CASES / "task.toml", "--set", f"encoder.model={model_file}")
     assert done.returncode == 0, done.stderr
+    assert "4 classes in the data: Cell membrane, Cell wall, Endoplasmic lumen, Endoplasmic ret" in done.stderr
     head = tmp_path / "run" / "head.safetensors"
     labels = ("Cell membrane", "Cell wall", "Endoplasmic lumen", "Endoplasmic reticulum")
     assert read_head_card(head).labels == labels
