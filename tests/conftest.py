@@ -1,6 +1,7 @@
 """What the tests share: a tiny model with random weights, FASTA files, and a way to call the command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,12 @@ def write_fasta(path: Path, sequences: dict[str, str]) -> Path:
     """Write id -> sequence as FASTA."""
     path.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in sequences.items()))
     return path
+
+
+def pytest_configure() -> None:
+    """Listen to Ctrl-C: a shell that runs the tests in the background lets them, and what they start, ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

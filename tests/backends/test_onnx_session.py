@@ -108,7 +108,9 @@ def test_a_signal_terminates_a_run(
     class Slow:
         def run(self, names: Any, feeds: Any, options: Any) -> Any:
             signal.pthread_kill(threading.main_thread().ident or 0, number)
+            deadline = time.monotonic() + 60
             while not options.terminate:
+                assert time.monotonic() < deadline, "nobody asked it to end"
                 time.sleep(0.01)
             ended.append(True)
             raise STATE.Fail("Exiting due to terminate flag being set to true.")
