@@ -20,7 +20,7 @@ def export(
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the weights.")] = "float32",
     attention: Annotated[
         Literal["fused", "plain", "packed"],
-        typer.Option(help="onnxruntime's operators, those of every runtime, or those of onnxruntime on CUDA."),
+        typer.Option(help="fused: for onnxruntime; plain: for every runtime; packed: for onnxruntime on CUDA."),
     ] = "fused",
     task: Annotated[str, typer.Option(help="Heads that become outputs, by commas: names, paths, or all.")] = "",
     offline: Offline = False,
@@ -29,7 +29,10 @@ def export(
     n_heads: Heads = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model as ONNX, for protembed embed -m FILE.onnx: without torch, and faster on a CPU."""
+    """Write a model as ONNX, for protembed embed -m FILE.onnx: without torch, and faster on a CPU.
+
+    The file says in itself how other programs run it: inputs, outputs, tokens, padding.
+    """
     from protembed.backends.load import ModelOptions
     from protembed.backends.onnx.export import ExportOptions, export_model
 

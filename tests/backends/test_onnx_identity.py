@@ -203,6 +203,53 @@ def test_one_changed_row_beside_a_checkpoint_is_seen(model_file: Path, tmp_path:
         assert find_exported(native) is None, name
 
 
+def test_weights_are_compared_to_their_last_number(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in pieces, of other sizes on either side."""
+    monkeypatch.setattr("protembed.backends.onnx.identity._PIECE", 64)
+    monkeypatch.setattr("protembed.backends.onnx.file._PIECE", 400)
+    native = tmp_path / "model.safetensors"
+    shutil.copy(model_file, native)
+    loaded, other = load_native(native), load_native(native)
+    lie(tmp_path / "model.onnx", loaded, loaded)
+    assert find_exported(native) is not None
+    with torch.no_grad():
+        other.state_dict()["encoder.embedding.weight"][-1, -1] += 0.5
+    lie(tmp_path / "model.onnx", other, loaded)
+    assert find_exported(native) is None
+
+
+def test_a_changed_constant_of_the_graph_is_seen(model_file: Path, tmp_path: Path) -> None:
+    native, path = tmp_path / "model.safetensors", tmp_path / "model.onnx"
+    shutil.copy(model_file, native)
+    loaded = load_native(native)
+    lie(path, loaded, loaded)
+    changed = onnx.load(path)
+    constant = next(entry for entry in changed.graph.initializer if entry.name == "rotary.frequencies.0")
+    data = bytearray(constant.raw_data)
+    data[3] ^= 1
+    constant.raw_data = bytes(data)
+    path.write_bytes(changed.SerializeToString())
+    assert find_exported(native) is None
+
+
+@pytest.mark.skipif("os.geteuid() != 0", reason="only root gives files away")
+def test_files_of_whoever_owns_the_checkpoint_are_used(model_file: Path, tmp_path: Path) -> None:
+    """As in a folder of models that a laboratory shares: who owns it could change the checkpoint as well."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    native = folder / "model.safetensors"
+    shutil.copy(model_file, native)
+    export(native, out=folder / "model.onnx")
+    for path in (folder, native, folder / "model.onnx"):
+        os.chown(path, 54321, 54321)
+    assert runtime_of(native) == "onnx"
+    os.chown(folder / "model.onnx", 54322, 54321)
+    with pytest.warns(UserWarning, match="belongs to another user"):
+        assert runtime_of(native) == "torch"
+
+
 def test_a_card_that_differs_is_another_model(model_file: Path, tmp_path: Path) -> None:
     native = tmp_path / "model.safetensors"
     shutil.copy(model_file, native)
@@ -289,6 +336,28 @@ def test_a_link_into_a_folder_of_others_is_not_used(model_file: Path, tmp_path: 
     shared.chmod(0o777)
     with pytest.warns(UserWarning, match="is not used: others may write to"):
         assert runtime_of(tmp_path / "model.safetensors") == "torch"
+
+
+def test_a_second_file_that_others_may_write_is_not_used(model_file: Path, tmp_path: Path) -> None:
+    native = tmp_path / "model.safetensors"
+    shutil.copy(model_file, native)
+    loaded = load_native(native)
+    lie(tmp_path / "model.onnx", loaded, loaded, largest=1000)
+    assert runtime_of(native) == "onnx"
+    (tmp_path / "model.onnx.data").chmod(0o666)
+    with pytest.warns(UserWarning, match=r"model\.onnx\.data is not used: others may write to"):
+        assert runtime_of(native) == "torch"
+
+
+def test_a_damaged_file_of_the_cache_is_not_used() -> None:
+    path = export(GOLDEN / "esm2_hf")
+    assert runtime_of(GOLDEN / "esm2_hf") == "onnx"
+    place = max(OnnxFile(path).tensors, key=lambda tensor: tensor.size).offset
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\1\2\3")
+    with pytest.warns(UserWarning, match="do not match their checksum: it is not used"):
+        assert runtime_of(GOLDEN / "esm2_hf") == "torch"
 
 
 def test_a_file_that_is_named_is_used_wherever_it_lies(model_file: Path, tmp_path: Path) -> None:

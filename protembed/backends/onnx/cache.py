@@ -58,10 +58,16 @@ def _find_foreign(checkpoint: Path) -> OnnxFile | None:
     if not files:
         return None
     content = digest_of_files(checkpoint)
-    found = next((file for file in files if file.header.source == content), None)
-    if found is not None:
-        found.verify()
-    return found
+    for file in files:
+        if file.header.source != content:
+            continue
+        try:
+            file.verify()
+        except ModelError as error:
+            warnings.warn(f"{error}: it is not used. Export the model again.", stacklevel=1)
+        else:
+            return file
+    return None
 
 
 def _exports() -> Path:
@@ -71,18 +77,23 @@ def _exports() -> Path:
 def _open(path: Path, checkpoint: Path) -> OnnxFile | None:
     """Open a file that may stand in for a checkpoint: whole, in float32, for every device, and not another user's."""
     try:
-        if not path.is_file():
-            return None
-        if distrust := find_distrust(path, owners={checkpoint.stat().st_uid}):
-            warnings.warn(f"{path} is not used: {distrust}. It is if you name it as the model.", stacklevel=1)
+        if not path.is_file() or not _is_ours(path, checkpoint):
             return None
         file = OnnxFile(path)
         if file.header.weights != "float32" or file.header.attention == "packed":
             return None
         file.verify_graph()
+        return file if all(_is_ours(part, checkpoint) for part in file.paths[1:]) else None
     except (ModelError, OSError):
         return None
-    return file
+
+
+def _is_ours(path: Path, checkpoint: Path) -> bool:
+    """Tell whether nobody else can have written a file but whoever owns the checkpoint; warn otherwise."""
+    distrust = find_distrust(path, owners={checkpoint.stat().st_uid})
+    if distrust:
+        warnings.warn(f"{path} is not used: {distrust}. It is if you name it as the model.", stacklevel=1)
+    return not distrust
 
 
 def _open_native(checkpoint: Path) -> NativeFile | None:

@@ -65,6 +65,11 @@ class OnnxFile:
         return self.path.resolve().parent
 
     @property
+    def paths(self) -> list[Path]:
+        """The file, and that of its weights where there is one."""
+        return list(self._states)
+
+    @property
     def inputs(self) -> list[str]:
         """Names of the inputs of the graph."""
         return list(self._contents.inputs)
@@ -219,4 +224,4 @@ class OnnxFile:
 
 
 def _identity(state: os.stat_result) -> tuple[int, ...]:
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
