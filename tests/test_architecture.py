@@ -35,10 +35,10 @@ ROOMS = {
         ["recompute"],
     ],
     "outputs": [
-        ["content", "files", "printing", "guarded_bytes"],
+        ["content", "files", "printing", "guarded_bytes", "disk"],
         ["journal", "target", "unpacking"],
         ["writer", "plots", "safe_dataset"],
-        ["safe_hdf5", "origin"],
+        ["safe_hdf5", "origin", "output_file"],
         ["file_writer", "stream", "hdf5", "text", "check_values", "shards"],
         ["store", "check", "merge_text"],
         ["merge"],

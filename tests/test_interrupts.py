@@ -2,6 +2,8 @@
 
 import contextlib
 import signal
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,10 +13,14 @@ from protembed import interrupts
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*interrupts.SIGNALS, signal.SIGALRM)}
+    hooks = sys.excepthook, sys.unraisablehook
+    for number in interrupts.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # a shell that runs the tests in the background has SIGINT ignored
     interrupts.install()
     yield
     interrupts.clear()
+    sys.excepthook, sys.unraisablehook = hooks
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -67,3 +73,61 @@ def test_an_ignored_hang_up_stays_ignored() -> None:
     interrupts.install()
     signal.raise_signal(signal.SIGHUP)
     assert not interrupts.pending()
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    """A script that runs the process in the background means Ctrl-C for what is in the foreground."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupts.install()
+    signal.raise_signal(signal.SIGINT)
+    assert not interrupts.pending()
+
+
+def test_code_that_cleans_up_after_a_stop_may_check() -> None:
+    cleaned = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            interrupts.check()
+            signal.raise_signal(signal.SIGTERM)  # as schedulers do
+            cleaned.append("all")
+
+    with pytest.raises(interrupts.Interrupted):
+        work()
+    assert cleaned == ["all"]
+
+
+def test_an_exception_that_python_drops_is_raised_again_where_nobody_checks() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+    def work() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    with pytest.raises(interrupts.Interrupted, match="SIGTERM"):
+        work()
+
+
+def test_a_signal_that_nobody_checks_for_after_a_piece_is_raised_again() -> None:
+    with pytest.raises(interrupts.Interrupted):
+        with interrupts.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            with contextlib.suppress(KeyboardInterrupt):
+                interrupts.check()
+        pytest.fail("the end of the block did not stop it")
+
+
+def test_an_error_of_the_piece_is_what_is_raised() -> None:
+    with pytest.raises(ValueError, match="wrong"), interrupts.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError("wrong")
+    assert interrupts.pending()
+
+
+def test_it_says_what_is_kept() -> None:
+    stop = interrupts.Interrupted(signal.SIGTERM, "half")
+    assert (str(stop), stop.kept) == ("SIGTERM", "half")

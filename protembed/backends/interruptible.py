@@ -1,7 +1,7 @@
 """Computing in native code that signals can end."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from protembed import interrupts
@@ -27,19 +27,26 @@ class Worker:
 
     def run(self, compute: Callable[[], Result], *, stop: Callable[[], None]) -> Result:
         """Return what `compute` returns; `stop` asks it to end early, when a signal or an exception came here."""
+        done: Future[Result] | None = None
         try:
-            done = self._pool.submit(compute)
-        except RuntimeError:  # no memory for a thread, or too many of them: without one, then
-            self._pool = _make_pool()  # the old one would compute it, too, as soon as it has a thread
-            return compute()
-        try:
-            while not wait((done,), timeout=_WAIT).done:
+            with interrupts.deferred():
+                done = self._submit(compute)
+            while done is not None and not wait((done,), timeout=_WAIT).done:
                 interrupts.check()
         except BaseException:
             stop()
-            wait((done,))
+            if done is not None:
+                wait((done,))
             raise
-        return done.result()
+        return compute() if done is None else done.result()
+
+    def _submit(self, compute: Callable[[], Result]) -> Future[Result] | None:
+        """Begin a computation; None where there is no memory for a thread, or too many of them are there."""
+        try:
+            return self._pool.submit(compute)
+        except RuntimeError:
+            self._pool = _make_pool()  # the old one would compute it as soon as it has a thread
+            return None
 
 
 def _make_pool() -> ThreadPoolExecutor:

@@ -1,5 +1,6 @@
 """The application that commands join, and how it starts and ends."""
 
+import contextlib
 import os
 import sys
 import warnings
@@ -10,7 +11,7 @@ import typer
 from protembed import __version__, interrupts
 from protembed.cli.console import Console, print_data, show, show_problem
 from protembed.cli.process import end_if_reader_left, prepare_streams, report
-from protembed.errors import UsageError
+from protembed.errors import OutputError, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +63,8 @@ def run(words: list[str]) -> int:
     except BaseException as error:
         end_if_reader_left()
         status = report(error)
+        with contextlib.suppress(OutputError, BrokenPipeError):  # one error is told, and Python's own flush succeeds
+            sys.stdout.flush()
     end_if_reader_left()
     return status
 

@@ -1,1 +1,1 @@
-"""What task heads say of proteins: computed, written, drawn, and measured."""
+"""Runs over proteins: embeddings, contacts and predictions, computed in batches, put together, written, measured."""

@@ -13,8 +13,8 @@ from protembed.errors import OutOfMemoryError, UsageError, require_whole
 from protembed.inference.assembly import Cutting
 from protembed.inference.run import Part, Run, RunOptions
 from protembed.models.cost import DATASET_BYTES
-from protembed.outputs.file_writer import OutputFile
 from protembed.outputs.hdf5 import HDF5Form, describe_origin
+from protembed.outputs.output_file import OutputFile
 from protembed.outputs.plots import draw_contacts, file_name, make_folder, require_matplotlib
 from protembed.outputs.target import is_stream, name_shard, require_ending
 from protembed.sequences.files import AnyPath

@@ -12,8 +12,8 @@ from protembed.errors import UsageError
 from protembed.inference.embed import Embedding, EmbedOptions, embed_batches
 from protembed.inference.run import Part, Run, RunOptions
 from protembed.models.cost import DATASET_BYTES
-from protembed.outputs.file_writer import OutputFile
 from protembed.outputs.hdf5 import Attributes, HDF5Form, describe_origin
+from protembed.outputs.output_file import OutputFile
 from protembed.outputs.target import is_stream, name_shard, require_ending
 from protembed.sequences.files import AnyPath
 from protembed.sequences.records import Record

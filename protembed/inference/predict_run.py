@@ -14,8 +14,8 @@ from protembed.inference.predict import PredictOptions, attach_heads, predict_ba
 from protembed.inference.run import Part, Run, RunOptions
 from protembed.models.cost import DATASET_BYTES
 from protembed.models.head_config import HeadCard
-from protembed.outputs.file_writer import OutputFile
 from protembed.outputs.hdf5 import Attributes, HDF5Form, describe_origin
+from protembed.outputs.output_file import OutputFile
 from protembed.outputs.plots import Track, draw_contacts, draw_tracks, file_name, make_folder, require_matplotlib
 from protembed.outputs.stream import StreamWriter
 from protembed.outputs.target import is_stream, name_shard

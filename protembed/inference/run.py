@@ -22,7 +22,8 @@ from protembed.backends.base import Backend
 from protembed.errors import InputError, OutOfMemoryError, UsageError
 from protembed.inference.assembly import Cutting
 from protembed.models.cost import Estimate, estimate
-from protembed.outputs.file_writer import FileWriter, OutputFile, RunIdentity
+from protembed.outputs.file_writer import FileWriter
+from protembed.outputs.output_file import OutputFile, RunIdentity
 from protembed.outputs.stream import StreamWriter
 from protembed.outputs.target import failures_of, refuse_same, require_own_list
 from protembed.outputs.writer import Item, Writer

@@ -1,1 +1,1 @@
-"""HDF5 files: written, looked over, put together, and read."""
+"""Outputs: HDF5, text and pictures, written whole or not at all, looked over, put together, and read."""

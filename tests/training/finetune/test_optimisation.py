@@ -18,7 +18,8 @@ from protembed.models.heads.registry import HEADS, make_head
 from protembed.models.packing import Packed
 from protembed.models.protein_model import ProteinModel
 from protembed.sequences.alphabet import PROTEMBED, STANDARD_RESIDUES
-from protembed.tasks import own_task
+from protembed.tasks import TASKS, own_task
+from protembed.tasks.metrics import auc
 from protembed.training.finetune.calibration import fit_temperature
 from protembed.training.finetune.config import EncoderSection, TrainSection, load_task_config
 from protembed.training.finetune.examples import Examples
@@ -343,3 +344,19 @@ def test_values_are_told_in_their_own_unit(tmp_path: Path, model_file: Path) -> 
     for name in ("spearman", "rmse"):
         assert card.training[f"test_{name}"] == pytest.approx(found[name], rel=2e-3, abs=2e-5)
     assert found["rmse"] > 5
+
+
+def test_a_head_alone_is_measured_in_float32(tmp_path: Path, model_file: Path) -> None:
+    """It is trained in bfloat16 and used in float32."""
+    trainer = make(tmp_path, model_file, "train.precision=bfloat16", "train.epochs=1")
+    list(trainer.run())
+    outputs = torch.from_numpy(answers_of(trainer, "valid").outputs)
+    assert (outputs != outputs.bfloat16().float()).float().mean() > 0.9
+
+
+def test_figures_with_a_threshold_see_values_in_their_own_unit() -> None:
+    target, predicted = np.array([2.0, 7.0, 9.0, 14.0]), np.array([4.0, 10.0, 8.0, 13.0])
+    answers = Answers(outputs=(predicted - 6) / 5, targets=(target - 6) / 5)
+    found = score(TASKS["disorder"], answers, scale=5.0, offset=6.0)
+    assert found["auc"] == auc(target < 8, -predicted) == 0.75
+    assert found["rmse"] == pytest.approx(np.sqrt(np.mean((target - predicted) ** 2)))
