@@ -209,4 +209,5 @@ def _spread(count: int, sample: int) -> frozenset[int]:
     >>> sorted(_spread(10, 2))
     [2, 7]
     """
-    return frozenset((2 * number + 1) * count // (2 * sample) for number in range(sample)) if sample else frozenset()
+    sample = min(sample, count)
+    return frozenset((2 * number + 1) * count // (2 * sample) for number in range(sample))

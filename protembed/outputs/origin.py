@@ -135,6 +135,9 @@ def read_origin(path: Path, attributes: Mapping[str, Scalar]) -> Origin:
         raise origin.error("what the file says of itself was changed after it was written", hint="Compute it again.")
     if not origin.content or not origin.text("model_name"):
         raise origin.error("does not say what it holds, or of which model", hint="Was it written by protembed?")
+    for name, choices in _CHOICES.items():
+        if origin.text(name) not in ("", *choices):
+            raise origin.error(f"{name} is {printable(origin.text(name))!r}, not one of {', '.join(choices)}")
     if origin.sealed:
         _check_sealed(origin)
     return origin
@@ -151,9 +154,6 @@ def _check_sealed(origin: Origin) -> None:
         if found is None or found == "":
             raise origin.error(f"does not say its {name}", hint="The file is damaged, or not as protembed wrote it.")
     _ = origin.options
-    for name, choices in _CHOICES.items():
-        if origin.text(name) not in choices:
-            raise origin.error(f"{name} is {printable(origin.text(name))!r}, not one of {', '.join(choices)}")
     if not _DIGEST.fullmatch(origin.text("weights_sha256")):
         raise origin.error("weights_sha256 is not a digest")
 

@@ -310,6 +310,11 @@ def test_files_of_older_versions_are_checked_as_far_as_possible_and_it_is_said(t
         check_output(changed(out, lambda file: file["P2"].__setitem__(..., 0), sealed=False), [str(proteins)])
 
 
+def test_an_older_file_with_a_key_that_is_not_known_is_refused(tmp_path: Path, proteins: Path) -> None:
+    with pytest.raises(OutputError, match="key is 'sha1', not one of id, md5, biotrainer"):
+        check_output(write_old_output(tmp_path / "old.h5", proteins, key="sha1"), [str(proteins)])
+
+
 @pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
 def test_older_files_keep_their_list_where_they_had_it(tmp_path: Path, proteins: Path, suffix: str) -> None:
     out = write_old_output(tmp_path / f"old{suffix}", proteins)
@@ -360,7 +365,7 @@ def test_a_file_that_was_packed_later_is_still_what_was_written(output: Path, pr
 
 def test_a_sample_is_spread_over_the_file(output: Path, proteins: Path) -> None:
     assert list(check_output(output, [str(proteins)], sample=3).sample) == ["P1", "P3", "P5"]
-    assert list(check_output(output, [str(proteins)], sample=100).sample) == [f"P{n}" for n in range(6)]
+    assert list(check_output(output, [str(proteins)], sample=10**15).sample) == [f"P{n}" for n in range(6)]
     assert not check_output(output, [str(proteins)]).sample
 
 
