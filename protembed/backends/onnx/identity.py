@@ -25,6 +25,8 @@ from protembed.backends.onnx.writer import INLINE
 from protembed.errors import ModelError
 from protembed.models.config import ModelCard
 
+Numbers = npt.NDArray[Any]
+
 _PIECE = 2**20
 _KEY = "protembed"
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -92,8 +94,8 @@ class NativeFile:
                 f"{self.path}: the weights do not match their checksum", hint="The file is damaged: copy it again."
             )
 
-    def rows(self, tensor: Tensor) -> Iterator[npt.NDArray[np.float32]] | None:
-        """Read what a weight of a graph is made of, in pieces, as float32; None when there is no such tensor."""
+    def find(self, tensor: Tensor) -> tuple[str, Iterator[bytes]] | None:
+        """Return the type and the bytes, in pieces, of what a weight of a graph is made of; None when it is not here."""
         name, spec, start = tensor.name, self.specs.get(tensor.name), 0
         if spec is None:  # some rows of a tensor: see Drawing
             name, _, first = tensor.name.rpartition(".")
@@ -105,7 +107,7 @@ class NativeFile:
             return None
         row = spec.size // max(1, spec.shape[0]) if spec.shape else spec.size
         size = int(np.prod(tensor.shape, dtype=np.int64)) * _BYTES[spec.dtype]
-        return (_to_float32(piece, _TYPES[spec.dtype]) for piece in self._read(spec.start + start * row, size))
+        return _TYPES[spec.dtype], self._read(spec.start + start * row, size)
 
     def _read(self, start: int, size: int) -> Iterator[bytes]:
         with self.path.open("rb") as file:
@@ -120,24 +122,25 @@ def holds_weights_of(file: OnnxFile, checkpoint: NativeFile) -> bool:
     What the header of the file says is not enough: anybody can write it.
     """
     for tensor in file.tensors:
-        own = checkpoint.rows(tensor)
-        if own is None and tensor.size <= INLINE:
+        found = checkpoint.find(tensor)
+        if found is None and tensor.size <= INLINE:
             continue  # a constant of the graph
-        if own is None or tensor.dtype not in ("float32", "float16"):
+        if found is None or tensor.dtype not in ("float32", "float16"):
             return False
-        stored = (_to_float32(piece, tensor.dtype) for piece in file.read_pieces(tensor))
-        if not _equal(stored, own):
+        dtype, pieces = found
+        same = dtype == tensor.dtype
+        stored = (_to_numbers(piece, tensor.dtype, same) for piece in file.read_pieces(tensor))
+        if not _equal(stored, (_to_numbers(piece, dtype, same) for piece in pieces)):
             return False
     return True
 
 
-def _equal(left: Iterator[npt.NDArray[np.float32]], right: Iterator[npt.NDArray[np.float32]]) -> bool:
+def _equal(left: Iterator[Numbers], right: Iterator[Numbers]) -> bool:
     """Compare two streams of numbers whose pieces need not be of one size."""
-    empty = np.empty(0, dtype=np.float32)
-    x, y = empty, empty
+    x = y = np.empty(0)
     while True:
-        x = x if len(x) else next(left, empty)
-        y = y if len(y) else next(right, empty)
+        x = x if len(x) else next(left, x)
+        y = y if len(y) else next(right, y)
         count = min(len(x), len(y))
         if not count:
             return len(x) == len(y)
@@ -146,7 +149,10 @@ def _equal(left: Iterator[npt.NDArray[np.float32]], right: Iterator[npt.NDArray[
         x, y = x[count:], y[count:]
 
 
-def _to_float32(data: bytes, dtype: str) -> npt.NDArray[np.float32]:
+def _to_numbers(data: bytes, dtype: str, same: bool) -> Numbers:
+    """Return numbers to be compared: as float32, or as they are where both sides are of the same type."""
+    if same:
+        return np.frombuffer(data, dtype=np.uint16)
     if dtype == "bfloat16":  # numpy has no such type: the upper half of a float32
         return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(data, dtype=dtype).astype(np.float32, copy=False)
