@@ -16,8 +16,9 @@ import pytest
 from protembed.errors import OutputError, ProtembedError
 from protembed.outputs.check import check_output
 from protembed.outputs.content import digest_attributes
+from protembed.outputs.disk import Disk
 from protembed.outputs.files import lock
-from protembed.outputs.hdf5 import _created, _Disk
+from protembed.outputs.hdf5 import _created
 from protembed.outputs.merge import Merged, merge_shards
 from protembed.outputs.safe_hdf5 import SafeFile
 from protembed.sequences.records import read_fasta
@@ -378,7 +379,7 @@ def test_what_hdf5_remembers_of_shards_and_of_the_whole_is_bounded(tmp_path: Pat
     fasta = tmp_path / "many.fasta"
     fasta.write_text("".join(f">P{number}\nMKT\n" for number in range(1_500)))
     (out := tmp_path / "new.h5").touch()
-    with SafeFile(write_output(tmp_path / "many.h5", fasta)) as file, _Disk(out) as disk, _created(disk) as new:
+    with SafeFile(write_output(tmp_path / "many.h5", fasta)) as file, Disk(out) as disk, _created(disk) as new:
         for number, dataset in enumerate(file.datasets()):
             new[dataset.name] = np.full(8, number)
         for cache in (file._file, new.id):
