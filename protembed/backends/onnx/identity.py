@@ -95,7 +95,7 @@ class NativeFile:
             )
 
     def find(self, tensor: Tensor) -> tuple[str, Iterator[bytes]] | None:
-        """Return the type and the bytes, in pieces, of what a weight of a graph is made of; None when it is not here."""
+        """Return the type and the bytes, in pieces, of what a weight of a graph is made of; None without it."""
         name, spec, start = tensor.name, self.specs.get(tensor.name), 0
         if spec is None:  # some rows of a tensor: see Drawing
             name, _, first = tensor.name.rpartition(".")
