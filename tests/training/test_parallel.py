@@ -238,7 +238,9 @@ def test_a_killed_torchrun_leaves_no_workers(config: Path) -> None:
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
         raise AssertionError(output.read_text())
-    assert output.read_text().count("torchrun is gone") == 1
+    said = output.read_text()
+    assert "told to end: saved" in said
+    assert said.count("torchrun is gone") <= 1  # the other rank may notice first, and end both before this one looks
     done = len(losses(config, "run"))
     assert list_checkpoints(config.parent / "run")[-1].name == f"step_{done:08d}"
 
